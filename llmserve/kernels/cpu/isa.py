@@ -1,0 +1,153 @@
+"""One row per CPU instruction set: how wide a tile is, and how to multiply 8-bit integers.
+
+A tile holds `rows` output rows; a step of it is a vector of 4 x rows unsigned weights against the same 4 signed
+activations for every row. Only the dot product differs between sets: everything else is vector code that LLVM lowers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.target.codegen import llvm_lookup_intrinsic_id
+
+from ..tir import T, full, put, scratch, vec
+
+
+@dataclass(frozen=True)
+class Isa:
+    """The portable row, correct on every target; subclasses override the dot product.
+
+    Attributes:
+        name: what the user and the manifest call it.
+        rows: int32 lanes of an accumulator, i.e. output rows of one weight tile.
+        lanes: float32 lanes of the other kernels' vectors.
+        features: LLVM features that a target must have for this row.
+    """
+
+    name: str = "portable"
+    rows: int = 8
+    lanes: int = 8
+    features: tuple[str, ...] = ()
+
+    def centred(self, bits: int) -> bool:
+        """Whether `dot` already subtracts the format's offset; else the caller corrects by the activations' sum."""
+        return False
+
+    def acc_dtype(self, bits: int) -> str:
+        """Accumulator of one group, `acc_lanes` lanes."""
+        return "int32"
+
+    def acc_lanes(self, bits: int) -> int:
+        return self.rows
+
+    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+        """acc + sum over i in 0..3 of weights[4r + i] * activations[i] for each row r.
+
+        weights: uint8 x 4 rows, `activations`: 4 int8 in an int32.
+        """
+        lanes = 4 * self.rows
+        product = scratch(lanes, "int32")
+        signed = T.reinterpret(full(activations, self.rows), dtype=f"int8x{lanes}")
+        put(product, T.cast(weights, f"int32x{lanes}") * T.cast(signed, f"int32x{lanes}"), 0, lanes=lanes)
+        for i in range(4):
+            acc = acc + vec(product, i, lanes=self.rows, stride=4)
+        return acc
+
+    def total(self, bits: int, acc: Any) -> Any:
+        """The group's accumulator as int32 x rows."""
+        return acc
+
+    def zero(self, bits: int) -> Any:
+        make = T.int16 if self.acc_dtype(bits) == "int16" else T.int32
+        return full(make(0), self.acc_lanes(bits))
+
+
+def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
+    return T.call_llvm_pure_intrin(T.uint32(llvm_lookup_intrinsic_id(name)), *args, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Avx2(Isa):
+    """x86-64-v3. pmaddubsw sums pairs in 16 bits, which 3- and 4-bit weights cannot overflow within a group:
+    14 x 127 x 2 x 8 steps = 28448 and 6 x 127 x 2 x 10 = 15240. 8-bit weights are widened at each step."""
+
+    name: str = "avx2"
+    features: tuple[str, ...] = ("avx2", "fma", "f16c")
+
+    def centred(self, bits: int) -> bool:
+        return bits == 8
+
+    def acc_dtype(self, bits: int) -> str:
+        return "int32" if bits == 8 else "int16"
+
+    def acc_lanes(self, bits: int) -> int:
+        return self.rows if bits == 8 else 2 * self.rows
+
+    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+        signed = T.reinterpret(full(activations, 8), dtype="int8x32")
+        if bits == 8:
+            # |w| <= 127 on the unsigned side keeps the pair sum within 16 bits: 127 x 127 x 2 = 32258.
+            centred = T.cast(weights - full(T.uint8(127), 32), "int8x32")
+            moved = _intrinsic("llvm.x86.avx2.psign.b", "int8x32", signed, centred)
+            size = T.cast(T.max(centred, full(T.int8(0), 32) - centred), "uint8x32")
+            pairs = _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", size, moved)
+            return acc + self._widen(pairs)
+        return acc + _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", weights, signed)
+
+    def total(self, bits: int, acc: Any) -> Any:
+        return acc if bits == 8 else self._widen(acc)
+
+    @staticmethod
+    def _widen(pairs: Any) -> Any:
+        return _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, full(T.int16(1), 16))
+
+
+@dataclass(frozen=True)
+class Avx512Vnni(Isa):
+    """x86 with AVX-512 VNNI: one vpdpbusd per step, 16 rows per tile, no saturation."""
+
+    name: str = "avx512-vnni"
+    rows: int = 16
+    lanes: int = 16
+    features: tuple[str, ...] = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+
+    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+        signed = T.reinterpret(full(activations, 16), dtype="int8x64")
+        return _intrinsic(
+            "llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, T.reinterpret(weights, dtype="int8x64"), signed
+        )
+
+
+@dataclass(frozen=True)
+class NeonDotprod(Isa):
+    """AArch64 with dotprod: sdot on 4 rows per tile, so weights are centred to signed first."""
+
+    name: str = "neon-dotprod"
+    rows: int = 4
+    lanes: int = 4
+    features: tuple[str, ...] = ("neon", "dotprod")
+
+    def centred(self, bits: int) -> bool:
+        return True
+
+    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+        offset = 2 ** (bits - 1) - 1
+        centred = T.cast(weights - full(T.uint8(offset), 16), "int8x16")
+        signed = T.reinterpret(full(activations, 4), dtype="int8x16")
+        return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, centred, signed)
+
+
+ISAS: tuple[Isa, ...] = (Avx512Vnni(), Avx2(), NeonDotprod(), Isa())
+"""Best first; the last one runs anywhere."""
+
+
+def choose(features: frozenset[str]) -> Isa:
+    """The best row whose LLVM features are all there."""
+    return next(isa for isa in ISAS if features.issuperset(isa.features))
+
+
+def by_name(name: str) -> Isa:
+    return next(isa for isa in ISAS if isa.name == name)
+
+

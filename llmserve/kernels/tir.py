@@ -1,0 +1,82 @@
+"""A thin vocabulary over TVM's IRBuilder, so that kernels are plain Python that emits TIR.
+
+Python `for` and `if` unroll and specialise at build time; `T.serial`, `T.parallel` and `when` emit loops and branches.
+Nothing here knows a platform or an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
+from tvm.tirx.script import builder as T
+
+__all__ = ["T", "block", "build", "f32", "full", "i32", "put", "scratch", "sized", "vec", "when"]
+
+
+def build(name: str, body: Callable[[], None]) -> PrimFunc:
+    """The PrimFunc whose arguments and statements `body` emits. It is scheduled, opaque to fusion and has no aliases."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            # op_pattern 8 is kOpaque: the compiler must not fuse into a kernel that is already scheduled.
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+            body()
+    return builder.get()
+
+
+def sized(name: str, shape: tuple[Any, ...], dtype: str) -> Any:
+    """A tensor argument; `shape` may hold symbolic sizes made with `T.int64()`."""
+    return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
+
+
+@contextmanager
+def block(name: str) -> Iterator[None]:
+    """A scope for scratch buffers. Reads and writes are left empty: nothing reorders these kernels."""
+    with T.sblock(name):
+        T.reads()
+        T.writes()
+        yield
+
+
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """Emit a branch; a condition that Python knows costs nothing if true."""
+    if condition is True:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
+
+
+def scratch(shape: int | tuple[Any, ...], dtype: str = "float32") -> Any:
+    """A temporary of the enclosing block: on the stack when it is small and of fixed size."""
+    return T.sblock_alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype)
+
+
+def vec(buffer: Any, *index: Any, lanes: int, stride: int = 1) -> Any:
+    """`lanes` consecutive (or strided) elements along the last axis."""
+    *lead, last = index
+    return buffer[(*lead, T.ramp(last, stride, lanes))]
+
+
+def put(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:
+    """Store a scalar, or a vector of `lanes` along the last axis."""
+    *lead, last = index
+    T.buffer_store(buffer, value, [*lead, last if lanes == 1 else T.ramp(last, 1, lanes)])
+
+
+def full(value: Any, lanes: int) -> Any:
+    """`value` in every lane."""
+    return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def f32(value: float) -> Any:
+    return T.float32(value)
+
+
+def i32(value: int) -> Any:
+    return T.int32(value)
