@@ -1,0 +1,155 @@
+"""Symmetric group quantization in numpy: how 3-, 4- and 8-bit weights lie in memory, and the oracle for every kernel.
+
+The layout is the one that MLC calls q3f16_1, q4f16_1 and (at 8 bits) q8f16_1: weights are [out, in], packed along `in`,
+so w ≈ (u - max_int) · scale with one float16 scale per group. This file knows no tvm and no tensor names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+# Elements handled at a time: a few float32 temporaries of a block fit the CPU's cache, and memory stays flat.
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class GroupFormat:
+    """One packed layout: `group_size` inputs share a scale, and `32 // bits` of them share a uint32 word.
+
+    Element i of a word sits at bits [i·bits, (i+1)·bits), lowest first; a group is a whole number of words.
+    """
+
+    name: str
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.group_size % self.per_word:
+            raise ValueError(
+                f"{self.name}: a group of {self.group_size} is no whole number of {self.per_word}-element words"
+            )
+
+    @property
+    def per_word(self) -> int:
+        return 32 // self.bits
+
+    @property
+    def max_int(self) -> int:
+        """The largest magnitude, and the offset that makes stored values unsigned: 7 for 4 bits."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def words_per_group(self) -> int:
+        return self.group_size // self.per_word
+
+    def groups(self, k: int) -> int:
+        """Groups in a row of `k` inputs, the last one padded."""
+        return -(-k // self.group_size)
+
+    def words(self, k: int) -> int:
+        """uint32 words in a row of `k` inputs."""
+        return self.groups(k) * self.words_per_group
+
+    def padded(self, k: int) -> int:
+        """`k` rounded up to whole groups."""
+        return self.groups(k) * self.group_size
+
+    def nbytes(self, n: int, k: int) -> int:
+        """Bytes of a quantized [n, k] weight, scales included."""
+        return n * (4 * self.words(k) + 2 * self.groups(k))
+
+
+INT3 = GroupFormat("int3", bits=3, group_size=40)
+INT4 = GroupFormat("int4", bits=4, group_size=32)
+INT8 = GroupFormat("int8", bits=8, group_size=32)
+FORMATS = {fmt.name: fmt for fmt in (INT3, INT4, INT8)}
+
+
+def as_float32(w: Array) -> npt.NDArray[np.float32]:
+    """Widens float32, float16 or bfloat16 to float32, exactly."""
+    if w.dtype == ml_dtypes.bfloat16:  # numpy's shift is several times quicker than the cast of ml_dtypes
+        return (w.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return w.astype(np.float32, copy=False)
+
+
+def quantize(w: Array, fmt: GroupFormat) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float16]]:
+    """Quantizes float weights [N, K] to (q_weight uint32 [N, words(K)], q_scale float16 [N, groups(K)]).
+
+    The scale is max|w| / max_int rounded to float16, and each value goes to the grid point of *that* scale nearest to
+    it, so |w - dequantize(…)| ≤ scale/2 wherever the scale is a normal float16. Below that (max|w| < 2⁻¹⁴ · max_int)
+    the error is at most max_int · 2⁻²⁵; a group too small for any scale is stored as zeros.
+
+    Raises CheckpointError for NaN, infinity, and groups whose scale overflows float16.
+    """
+    n, k = w.shape
+    q_weight = np.empty((n, fmt.words(k)), np.uint32)
+    q_scale = np.empty((n, fmt.groups(k)), np.float16)
+    for rows in _row_blocks(n, fmt.padded(k)):
+        groups = _grouped(w[rows], fmt)
+        largest = np.maximum(groups.max(axis=2), -groups.min(axis=2))
+        with np.errstate(over="ignore"):
+            scale = (largest / np.float32(fmt.max_int)).astype(np.float16)
+        if not np.isfinite(scale).all():
+            cause = "a weight too large for a float16 scale" if np.isfinite(largest).all() else "NaN or infinity"
+            raise CheckpointError(f"The weights hold {cause}.")
+        q_scale[rows] = scale
+        grid = groups / np.where(scale == 0, np.inf, scale.astype(np.float32))[:, :, None]
+        np.rint(grid, out=grid)
+        np.clip(grid, -fmt.max_int, fmt.max_int, out=grid)
+        grid += fmt.max_int
+        q_weight[rows] = pack(grid.astype(np.uint8).reshape(len(grid), -1), fmt)
+    return q_weight, q_scale
+
+
+def dequantize(q_weight: Array, q_scale: Array, fmt: GroupFormat, k: int) -> npt.NDArray[np.float32]:
+    """The weights float32 [N, K] that (q_weight, q_scale) stand for."""
+    w = np.empty((len(q_weight), k), np.float32)
+    for rows in _row_blocks(len(w), fmt.padded(k)):
+        values = unpack(q_weight[rows], fmt, fmt.padded(k)).astype(np.float32)
+        values -= fmt.max_int
+        groups = values.reshape(len(values), -1, fmt.group_size)
+        groups *= q_scale[rows].astype(np.float32)[:, :, None]
+        w[rows] = values[:, :k]
+    return w
+
+
+def pack(u: Array, fmt: GroupFormat) -> npt.NDArray[np.uint32]:
+    """Packs stored values uint8 [N, a whole number of groups] into words uint32 [N, words]."""
+    lanes = u.reshape(len(u), -1, fmt.per_word)
+    words = lanes[:, :, 0].astype(np.uint32)
+    for i in range(1, fmt.per_word):
+        words |= lanes[:, :, i].astype(np.uint32) << np.uint32(i * fmt.bits)
+    return words
+
+
+def unpack(q_weight: Array, fmt: GroupFormat, k: int) -> npt.NDArray[np.uint8]:
+    """The stored values uint8 [N, k] of words uint32 [N, W]; `k` may take in the padding, up to padded(K)."""
+    n, words = q_weight.shape
+    u = np.empty((n, words, fmt.per_word), np.uint8)
+    for i in range(fmt.per_word):
+        u[:, :, i] = (q_weight >> np.uint32(i * fmt.bits)) & np.uint32((1 << fmt.bits) - 1)
+    return u.reshape(n, words * fmt.per_word)[:, :k]
+
+
+def _row_blocks(n: int, row_size: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, row_size))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _grouped(w: Array, fmt: GroupFormat) -> npt.NDArray[np.float32]:
+    """Rows [R, K] as float32 [R, groups, group_size], padded with zeros, which take no part in a group's maximum."""
+    n, k = w.shape
+    wide = as_float32(np.ascontiguousarray(w))
+    if pad := fmt.padded(k) - k:
+        wide = np.pad(wide, ((0, 0), (0, pad)))
+    return wide.reshape(n, fmt.groups(k), fmt.group_size)

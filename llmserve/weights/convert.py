@@ -1,0 +1,191 @@
+"""Checkpoint → one file of params, as a plan says: read | check | quantize | write, a few megabytes of rows at a time.
+
+The plan comes from the model and the scheme; this file knows neither. Memory does not grow with the model or with its
+largest tensor. Where the result lands, and whether it can be trusted, is compile/artifact.py's business.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.errors import CheckpointError, UnsupportedError
+from llmserve.quant.group import GroupFormat, as_float32, quantize
+from llmserve.weights.container import SafetensorsWriter, TensorInfo, TensorSpec
+from llmserve.weights.disk import disk_errors
+from llmserve.weights.load import PARAMS_FILE
+from llmserve.weights.read import Checkpoint
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
+"""Called after each parameter with its name, the bytes read so far, and the bytes to read in all."""
+
+FLOATS: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ParamPlan:
+    """A parameter: its shape before storage, the tensors whose rows it is, and how it is stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    storage: Literal["f32", "f16", "bf16"] | GroupFormat
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors it becomes: itself, or `<name less .weight>.q_weight` and `.q_scale`, packed along K."""
+        if not isinstance(self.storage, GroupFormat):
+            return (TensorSpec(self.name, FLOATS[self.storage], self.shape),)
+        *rows, k = self.shape
+        base = self.name.removesuffix(".weight")
+        return (
+            TensorSpec(f"{base}.q_weight", np.dtype(np.uint32), (*rows, self.storage.words(k))),
+            TensorSpec(f"{base}.q_scale", np.dtype(np.float16), (*rows, self.storage.groups(k))),
+        )
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """The parameters, in the order in which they are converted, and strings for the file's own metadata."""
+
+    params: tuple[ParamPlan, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did. `peak_rss` is the high-water mark of the whole process, in bytes."""
+
+    tensors: int
+    parameters: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    peak_rss: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes_out / self.parameters
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters / 1e6:,.1f} M parameters in {self.tensors} tensors, "
+            f"{self.bytes_in / 1e6:,.1f} MB → {self.bytes_out / 1e6:,.1f} MB, "
+            f"{self.bits_per_weight:.2f} bits per weight, {self.seconds:.1f} s, "
+            f"peak memory {self.peak_rss / 1e6:,.0f} MB"
+        )
+
+
+def convert(
+    checkpoint_dir: str | Path, out_dir: str | Path, plan: ConversionPlan, progress: Progress | None = None
+) -> ConversionReport:
+    """Writes `out_dir/params.safetensors`; the file gets that name only once it is complete.
+
+    Raises CheckpointError when the checkpoint contradicts the plan or holds values that the storage cannot,
+    UnsupportedError when it is no float checkpoint, ArtifactError when the disk refuses.
+    """
+    began = time.perf_counter()
+    checkpoint = Checkpoint.open(checkpoint_dir)
+    for param in plan.params:
+        _check_shapes(checkpoint, param)
+    total = sum(checkpoint.info(source).nbytes for param in plan.params for source in param.sources)
+    outputs = [spec for param in plan.params for spec in param.outputs]
+    path = Path(out_dir) / PARAMS_FILE
+    done = 0
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with SafetensorsWriter(path, outputs, plan.metadata) as writer:
+            for param in plan.params:
+                for info, first, rows in _read(checkpoint, param):
+                    for spec, block in zip(param.outputs, _stored(info, rows, param), strict=True):
+                        writer.write(spec.name, block, first)
+                    done += rows.nbytes
+                if progress:
+                    progress(param.name, done, total)
+    return ConversionReport(
+        tensors=len(outputs),
+        parameters=sum(rows * width for rows, width in map(_rows, plan.params)),
+        bytes_in=total,
+        bytes_out=path.stat().st_size,
+        seconds=time.perf_counter() - began,
+        peak_rss=_peak_rss(),
+    )
+
+
+def _peak_rss() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _rows(param: ParamPlan) -> tuple[int, int]:
+    return TensorSpec(param.name, FLOATS["f32"], param.shape).rows
+
+
+def _check_shapes(checkpoint: Checkpoint, param: ParamPlan) -> None:
+    infos = [checkpoint.info(source) for source in param.sources]
+    for info in infos:
+        if info.dtype not in FLOATS.values():
+            raise UnsupportedError(
+                f"{info.file}: {info.name} is {info.dtype}, and only float32, float16 and bfloat16 are converted; "
+                "take the model's unquantized checkpoint."
+            )
+    rows, width = _rows(param)
+    vector = len(param.shape) == 1
+    fits = sum(info.rows[0] for info in infos) == rows and all(
+        info.rows[1] == width and (len(info.shape) == 1) == vector for info in infos
+    )
+    if len(infos) == 1:
+        fits = infos[0].shape == param.shape
+    if not fits:
+        found = " + ".join(f"{info.name} {list(info.shape)}" for info in infos)
+        raise CheckpointError(
+            f"{infos[0].file} contradicts config.json: found {found}, but {param.name} needs {list(param.shape)}."
+        )
+
+
+def _read(checkpoint: Checkpoint, param: ParamPlan) -> Iterator[tuple[TensorInfo, int, Array]]:
+    """The parameter's rows in blocks [R, K], with their source and first row's number; fusing is just this order."""
+    first = 0
+    for source in param.sources:
+        info = checkpoint.info(source)
+        rows, width = info.rows
+        step = max(1, _BLOCK_BYTES // max(1, width * info.dtype.itemsize))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield info, first + start, checkpoint.read_rows(source, start, stop)
+        first += rows
+
+
+def _stored(info: TensorInfo, rows: Array, param: ParamPlan) -> tuple[Array, ...]:
+    """A block of rows as the parameter's outputs."""
+    try:
+        if isinstance(param.storage, GroupFormat):
+            return quantize(rows, param.storage)
+        dtype = FLOATS[param.storage]
+        with np.errstate(over="ignore"):
+            stored = rows if rows.dtype == dtype else as_float32(rows).astype(dtype)
+        if not np.isfinite(as_float32(stored)).all():
+            overflow = np.isfinite(as_float32(rows)).all()
+            raise CheckpointError(
+                f"The weights hold {f'a value too large for {dtype}' if overflow else 'NaN or infinity'}."
+            )
+        return (stored,)
+    except CheckpointError as error:
+        raise CheckpointError(f"{info.file}, {info.name}: {error}") from error

@@ -1,0 +1,96 @@
+"""From what a user calls a model to a directory: a path stays itself, `org/name[@revision]` comes from the Hub.
+
+Only what llmserve reads is downloaded: JSON, safetensors, tokenizer files and chat templates. Without a network the
+Hub's cache answers. Reading the files is read.py's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+from typing import Any
+
+from llmserve.errors import CheckpointError
+
+ALLOWED = ["*.json", "*.safetensors", "tokenizer.*", "*.jinja"]
+# Not the copies in other formats that some repositories keep in subdirectories.
+IGNORED = ["*/*", "consolidated*.safetensors"]
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+def resolve(model: str, *, token: str | None = None, progress: bool = True) -> Path:
+    """The checkpoint directory of `model`, downloaded where needed.
+
+    Raises CheckpointError when there is no such directory or repository, when the repository is closed to this token,
+    and when it is neither cached nor reachable.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file, and a model is a checkpoint's directory or a Hub id like org/name.")
+    match = _HUB_ID.fullmatch(model)
+    if not match or model.startswith("."):
+        raise CheckpointError(f"There is no such directory: {path}, and it is not a Hub id like org/name.")
+    return _download(match["repo"], match["revision"], token, progress)
+
+
+def _download(repo: str, revision: str | None, token: str | None, progress: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {"revision": revision, "token": token}
+    options |= {"allow_patterns": ALLOWED, "ignore_patterns": IGNORED}
+    if not progress:
+        options["tqdm_class"] = _silent()
+    try:
+        return Path(snapshot_download(repo, **options))
+    except Exception as error:
+        if (answer := _verdict(error, repo, revision)) is not None:
+            raise CheckpointError(answer) from error
+        if not _is_network(error):
+            raise
+        try:  # the network broke half-way: what is cached may be all that is needed
+            return Path(snapshot_download(repo, **options, local_files_only=True))
+        except Exception:
+            raise CheckpointError(
+                f"{repo} is not in the Hub's cache, and the Hub cannot be reached ({_first_line(error)})."
+            ) from error
+
+
+def _verdict(error: Exception, repo: str, revision: str | None) -> str | None:
+    """The sentence for an answer that no second attempt changes, else None."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: accept its terms on huggingface.co, then set HF_TOKEN to a token of that account."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"The Hub has no public model {repo}; if it is private, set HF_TOKEN to a token that may read it."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision}."
+    if isinstance(error, errors.HFValidationError):
+        return f"There is no such directory: {repo}, and it is not a Hub id like org/name ({_first_line(error)})."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk of the Hub's cache is full; free some space, or set HF_HOME to a larger disk to download {repo}."
+        )
+    return None
+
+
+def _is_network(error: Exception) -> bool:
+    """Hub versions differ in their HTTP client; what they share is that its errors are OSErrors or carry its name."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
+
+
+def _silent() -> type:
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **(kwargs | {"disable": True}))
+
+    return Silent
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
