@@ -1,0 +1,177 @@
+"""What a deployment sets: the model, the engine's limits, the server's manners. From TOML, from flags, or both.
+
+Unknown keys and unusable values are errors that name the key (and the nearest known one): a limit that was misspelt
+must not silently be a default. Nothing here imports the rest of llmserve but its errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def parse_size(value: object) -> object:
+    """Bytes from a number, or from a string such as "2GiB", "500 MB" or "64k" (binary units have an i)."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f'{value!r} is not a size; write bytes, or a number with a unit such as "2GiB" or "500MB"')
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """Which model, in which form, on what.
+
+    Attributes:
+        path: a checkpoint's directory or its name on the Hugging Face hub.
+        quant: the scheme for its weights, such as "q4f16_1"; None keeps them as they are.
+        device: a platform's name; None takes the best that is there.
+    """
+
+    path: str | None = None
+    quant: str | None = None
+    device: str | None = None
+
+
+class EngineConfig(_Section):
+    """How much runs at once, and in how much memory.
+
+    Attributes:
+        max_model_len: tokens that a prompt and its completion may have together; None is the model's own limit.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens computed in one step, over all sequences.
+        page_size: tokens per page of KV cache.
+        kv_cache_memory: bytes for the KV cache; None leaves the choice to the engine.
+        num_pages: pages of KV cache, which wins over `kv_cache_memory`.
+        prefix_caching: keep the pages of finished requests for prompts that begin alike.
+        max_waiting: requests that may queue before further ones are turned away.
+        num_threads: for CPU kernels; None is one per core.
+    """
+
+    max_model_len: int | None = Field(default=None, gt=0)
+    max_num_seqs: int = Field(default=64, gt=0)
+    max_num_batched_tokens: int = Field(default=512, gt=0)
+    page_size: int = Field(default=16, gt=0)
+    kv_cache_memory: Size | None = None
+    num_pages: int | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+    max_waiting: int = Field(default=1024, ge=0)
+    num_threads: int | None = Field(default=None, gt=0)
+
+
+class ServerConfig(_Section):
+    """How the HTTP server presents itself.
+
+    Attributes:
+        served_model_name: the model's name to clients; None is the last part of its path.
+        api_keys: bearer tokens of which one must come with every /v1 request; none means open to all.
+        cors_origins: origins whose pages may call the server from a browser.
+        max_body_bytes: larger request bodies are refused.
+        chat_template: a Jinja file to use instead of the checkpoint's template.
+        keep_alive_seconds: how long a stream may be silent before an empty chunk shows that it lives.
+        tokenizer_threads: prompts rendered and tokenized at the same time.
+        drain_seconds: how long a stopping server waits for running requests.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    served_model_name: str | None = None
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: Size = 16 * 2**20
+    chat_template: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    keep_alive_seconds: float = Field(default=10.0, gt=0)
+    tokenizer_threads: int = Field(default=2, gt=0)
+    drain_seconds: float = Field(default=30.0, ge=0)
+
+
+class Config(_Section):
+    """A whole deployment: one TOML file, a section each."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+
+    def override(self, **sections: Mapping[str, Any]) -> Config:
+        """This config with settings replaced, section by section; None values (flags not given) change nothing."""
+        merged = self.model_dump(exclude_unset=True)
+        for name, settings in sections.items():
+            given = {key: value for key, value in settings.items() if value is not None}
+            merged[name] = {**merged.get(name, {}), **given}
+        return build(Config, merged, "the settings")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def build(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
+    """Validate settings. Raises ConfigError that names `source`, the setting and, if unknown, the nearest one."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] != "extra_forbidden":
+            raise ConfigError(f"{source}: {where}: {first['msg'].removeprefix('Value error, ')}.") from error
+        known = _fields_at(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+        raise ConfigError(f"{source}: there is no setting {where!r}; {hint}") from error
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for name in path:
+        section = kind.model_fields[str(name)].annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            kind = section
+    return list(kind.model_fields)
+
+
+def load_toml(path: str | Path) -> Config:
+    """A deployment's TOML file, with sections [model], [engine] and [server]. Raises ConfigError."""
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    return build(Config, values, str(path))
+
+
+def sampling_defaults(checkpoint: str | Path) -> dict[str, float]:
+    """What a checkpoint's generation_config.json recommends for requests that do not say."""
+    file = Path(checkpoint) / "generation_config.json"
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from error
+    return {name: values[name] for name in _SAMPLING_DEFAULTS if isinstance(values.get(name), (int, float))}

@@ -1,0 +1,196 @@
+"""A checkpoint's chat template: messages in, the prompt's text out.
+
+The template is the checkpoint's own Jinja, given the variables that transformers gives it. What OpenAI's clients send
+and what templates expect differ in small ways (a list of content parts, the developer role, tool arguments as a JSON
+string); those are put right here. A checkpoint without a template is never given another model's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..errors import CheckpointError, RequestError
+from .sandbox import compile_template, render
+from .tokenizer import read_json
+
+Message = Mapping[str, Any]
+
+_PROBE = "probe7Q3z"
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+class ChatTemplate:
+    """One checkpoint's template, or its named templates (`default`, `tool_use`, …).
+
+    Attributes:
+        available: False when the checkpoint brings none; `render` then refuses.
+        takes_parts: the template wants `content` as a list of parts and cannot read a plain string.
+        knows_developer: the template has a developer role of its own; elsewhere it is written as system.
+    """
+
+    def __init__(
+        self, sources: str | Mapping[str, str] | None, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """Compile the template(s). Raises CheckpointError for one that is not Jinja."""
+        named = {"default": sources} if isinstance(sources, str) else dict(sources or {})
+        self._special_tokens = dict(special_tokens or {})
+        self._templates: dict[str, jinja2.Template] = {}
+        for name, source in named.items():
+            try:
+                self._templates[name] = compile_template(source)
+            except jinja2.TemplateError as error:
+                raise CheckpointError(f"The chat template {name!r} cannot be compiled: {error}.") from error
+        self.available = bool(self._templates)
+        self.knows_developer = any("developer" in source for source in named.values())
+        self.takes_parts = self.available and not self._reads(_PROBE) and self._reads([_text_part(_PROBE)])
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, special_tokens: Mapping[str, str] | None = None, override: str | Path | None = None
+    ) -> ChatTemplate:
+        """The template in `override` if given, else that of the checkpoint: chat_template.jinja (and
+        additional_chat_templates/), chat_template.json, or the entry in tokenizer_config.json, in this order.
+        """
+        if override is not None:
+            return cls(_read(Path(override)), special_tokens)
+        path = Path(path)
+        more = {f.stem: _read(f) for f in sorted(path.glob("additional_chat_templates/*.jinja"))}
+        if (path / "chat_template.jinja").is_file():
+            return cls({"default": _read(path / "chat_template.jinja"), **more}, special_tokens)
+        for file in (path / "chat_template.json", path / "tokenizer_config.json"):
+            entry = read_json(file).get("chat_template")
+            if isinstance(entry, list):
+                entry = {item["name"]: item["template"] for item in entry}
+            if isinstance(entry, str):
+                entry = {"default": entry}
+            if entry:
+                return cls({**entry, **more}, special_tokens)
+        return cls(more, special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for these messages. Encode it with `add_special_tokens=False`: the template writes its own.
+
+        Args:
+            variables: further names for the template, such as `enable_thinking`.
+
+        Raises:
+            RequestError: the template refuses the messages, or there is no template.
+        """
+        if not self.available:
+            raise RequestError(
+                "This model has no chat template, so it cannot chat: use /v1/completions, or start the server with "
+                "--chat-template FILE (a Jinja file in the format of Hugging Face).",
+                param="messages",
+                code="no_chat_template",
+            )
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        template = self._templates.get(name) or next(iter(self._templates.values()))
+        taken = _OWN_VARIABLES.union(self._special_tokens).intersection(variables or {})
+        if taken:
+            raise RequestError(f"{min(taken)!r} is not the request's to set.", param="chat_template_kwargs")
+        try:
+            return render(
+                template,
+                {
+                    **self._special_tokens,
+                    **(variables or {}),
+                    "messages": [self._as_template_wants(i, message) for i, message in enumerate(messages)],
+                    "tools": list(tools) if tools else None,
+                    "documents": list(documents) if documents else None,
+                    "add_generation_prompt": add_generation_prompt,
+                },
+            )
+        except RequestError:
+            raise
+        except RecursionError as error:
+            raise RequestError("The model's chat template recurses without end.", param="messages") from error
+        except Exception as error:  # the template's code can raise anything, over anything in a message
+            raise RequestError(f"The model's chat template refuses this: {error}", param="messages") from error
+
+    def _reads(self, content: str | list[dict[str, str]]) -> bool:
+        """Whether a user message with this content comes out as its text, and not as Python's view of a list."""
+        template = self._templates.get("default") or next(iter(self._templates.values()))
+        user, reply = {"role": "user", "content": content}, {"role": "assistant", "content": content}
+        for messages in ([user], [{"role": "system", "content": content}, user], [user, reply]):
+            try:
+                text = render(template, {**self._special_tokens, "messages": messages, "add_generation_prompt": True})
+            except Exception:
+                continue
+            if _PROBE in text:
+                return "'type'" not in text and '"type"' not in text
+        return False
+
+    def _as_template_wants(self, index: int, message: Message) -> dict[str, Any]:
+        wanted = dict(message)
+        if wanted.get("role") == "developer" and not self.knows_developer:
+            wanted["role"] = "system"
+        content = wanted.get("content")
+        if isinstance(content, (list, tuple)):
+            texts = [_text_of(part, f"messages[{index}].content") for part in content]
+            wanted["content"] = [_text_part(text) for text in texts] if self.takes_parts else "\n".join(texts)
+        elif isinstance(content, str) and self.takes_parts:
+            wanted["content"] = [_text_part(content)]
+        elif content is None and not wanted.get("tool_calls"):
+            # Templates add content to strings; they look for None only beside tool calls.
+            wanted["content"] = [] if self.takes_parts else ""
+        elif content is None:
+            wanted["content"] = None
+        if wanted.get("tool_calls"):
+            wanted["tool_calls"] = [_with_parsed_arguments(call) for call in wanted["tool_calls"]]
+        else:
+            wanted.pop("tool_calls", None)  # templates ask whether it is there, not whether it holds anything
+        reasoning = next((wanted[name] for name in _REASONING if wanted.get(name) is not None), None)
+        if reasoning is not None:
+            wanted["reasoning_content"] = reasoning
+        return wanted
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _text_of(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        for kind in ("text", "refusal"):
+            if part.get("type", kind) in (kind, f"input_{kind}", f"output_{kind}") and isinstance(part.get(kind), str):
+                return str(part[kind])
+        raise RequestError(f"Content parts of type {part.get('type')!r} are not supported, only text.", param=where)
+    raise RequestError(f"A content part must be an object, got {type(part).__name__}.", param=where)
+
+
+def _with_parsed_arguments(call: object) -> object:
+    """OpenAI has a function's arguments as a JSON string; templates write them out themselves, from an object."""
+    if not isinstance(call, Mapping) or not isinstance(function := call.get("function"), Mapping):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments or "{}")
+        except ValueError:
+            return call
+        if isinstance(parsed, dict):
+            return {**call, "function": {**function, "arguments": parsed}}
+    return call
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"The chat template {file} cannot be read: {error}.") from error

@@ -1,0 +1,183 @@
+"""Chat templates: the same text as transformers gives, OpenAI's messages put right, and bounds that hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmserve.errors import CheckpointError, RequestError
+from llmserve.text.chat_template import ChatTemplate
+
+from . import samples, templates
+
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
+USER = {"role": "user", "content": "Hi <there> & co"}
+TALK = [
+    {"role": "system", "content": " Be brief. "},
+    USER,
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Weather?"},
+]
+TOOL_TALK = [
+    *TALK,
+    {"role": "assistant", "content": None, "tool_calls": [templates.CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "7 °C"},
+]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("style", ["CHATML", "LLAMA3", "MISTRAL"])
+@pytest.mark.parametrize(
+    ("messages", "options"),
+    [
+        ([USER], {}),
+        (TALK, {}),
+        (TALK, {"add_generation_prompt": False}),
+        (TALK, {"enable_thinking": False}),
+        (TALK, {"tools": [templates.TOOL, templates.TOOL]}),
+        (TOOL_TALK, {"tools": [templates.TOOL]}),
+        ([USER, {"role": "assistant", "content": "x", "reasoning_content": "hm\n"}], {}),
+    ],
+    ids=["one", "talk", "no-prompt", "thinking", "tools", "called", "reasoning"],
+)
+def test_as_transformers_renders(style: str, messages: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    if style == "MISTRAL" and messages is TOOL_TALK:
+        pytest.skip("this style has no tools")
+    from transformers import PreTrainedTokenizerFast
+
+    reference = PreTrainedTokenizerFast(
+        tokenizer_object=samples.byte_level(), chat_template=getattr(templates, style), **SPECIALS
+    )
+    options = {"add_generation_prompt": True, **options}
+    expected = reference.apply_chat_template(messages, tokenize=False, **options)
+    extra = {name: options.pop(name) for name in ["enable_thinking"] if name in options}
+    template = ChatTemplate(getattr(templates, style), SPECIALS)
+    assert template.render(messages, variables=extra, **options) == expected
+
+
+def test_tool_arguments_may_be_a_json_string() -> None:
+    call = {**templates.CALL, "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+    template = ChatTemplate(templates.CHATML, SPECIALS)
+    as_string = template.render([USER, {"role": "assistant", "content": None, "tool_calls": [call]}])
+    as_object = template.render([USER, {"role": "assistant", "content": None, "tool_calls": [templates.CALL]}])
+    assert as_string == as_object
+    assert '"arguments": {"city": "Zürich"}' in as_string
+
+
+def test_parts_become_text_for_templates_that_want_strings() -> None:
+    template = ChatTemplate(templates.CHATML, SPECIALS)
+    assert not template.takes_parts
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert "user\none\ntwo<|im_end|>" in template.render([{"role": "user", "content": parts}])
+
+
+def test_text_becomes_parts_for_templates_that_want_parts() -> None:
+    template = ChatTemplate(templates.PARTS)
+    assert template.takes_parts
+    assert template.render([USER, {"role": "assistant"}]) == "<user>Hi <there> & co<assistant>"
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, 3, {"type": "text"}])
+def test_parts_that_are_not_text_are_refused(part: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(templates.CHATML).render([USER, {"role": "user", "content": [part]}])
+    assert caught.value.param == "messages[1].content"
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_content_may_be_missing(content: str | None) -> None:
+    message = {"role": "assistant", "content": content, "tool_calls": []}
+    assert "assistant\n\n\n<|eot_id|>" not in ChatTemplate(templates.LLAMA3, SPECIALS).render([USER, message])
+
+
+def test_developer_is_system_where_the_template_has_no_such_role() -> None:
+    developer = [{"role": "developer", "content": "Brief."}, USER]
+    system = [{"role": "system", "content": "Brief."}, USER]
+    template = ChatTemplate(templates.CHATML)
+    assert template.render(developer) == template.render(system)
+    own = ChatTemplate("{# developer #}{% for m in messages %}{{ m.role }} {% endfor %}")
+    assert own.render(developer) == "developer user "
+
+
+def test_what_the_template_says_reaches_the_client() -> None:
+    with pytest.raises(RequestError, match="roles must alternate") as caught:
+        ChatTemplate(templates.MISTRAL, SPECIALS).render([USER, USER])
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token"])
+def test_a_request_cannot_set_the_servers_variables(name: str) -> None:
+    with pytest.raises(RequestError, match=name):
+        ChatTemplate(templates.CHATML, SPECIALS).render([USER], variables={name: "x"})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 1000 * 100 }}{% endfor %}",
+        "{% set ns = namespace(s='xx') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='xx') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s %}{{ns.s}}{{ns.s}}{% endset %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = [ns.s, ns.s]|join %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s=ns.s|replace('x', ns.s*9) %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ 'x' * 10**12 }}",
+        "{{ (9**9)**(9**9) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 1000000000) }}",
+        "{{ 'x'.ljust(10**9) }}",
+        "{{ 'x'|indent(10**9, true) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_bounds(source: str) -> None:
+    # The condition keeps the probes that look at a template's tastes from running into the bound.
+    template = ChatTemplate("{% if bounded %}" + source + "{% endif %}")
+    with pytest.raises(RequestError, match="chat template"):
+        template.render([USER], variables={"bounded": True})
+
+
+def test_long_conversations_are_within_bounds() -> None:
+    assert len(ChatTemplate(templates.CHATML).render([USER] * 10_000)) > 300_000
+
+
+def test_a_template_that_is_not_jinja_is_refused_at_start() -> None:
+    with pytest.raises(CheckpointError, match="cannot be compiled"):
+        ChatTemplate("{% for %}")
+
+
+def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    template = ChatTemplate.from_directory(tmp_path)
+    assert not template.available
+    with pytest.raises(RequestError, match="--chat-template FILE"):
+        template.render([USER])
+
+
+def test_where_templates_are_found(tmp_path: Path) -> None:
+    def found(**options: Any) -> str:
+        return ChatTemplate.from_directory(tmp_path).render([USER], **options)
+
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
+    assert found() == "config"
+    named = [{"name": "default", "template": "named"}, {"name": "tool_use", "template": "with tools"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert found() == "named"
+    assert found(tools=[templates.TOOL]) == "with tools"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    assert found() == "json"
+    (tmp_path / "chat_template.jinja").write_text("jinja")
+    assert found() == "jinja"
+    (tmp_path / "mine.jinja").write_text("mine {{ bos_token }}")
+    mine = ChatTemplate.from_directory(tmp_path, SPECIALS, override=tmp_path / "mine.jinja")
+    assert mine.render([USER]) == "mine <s>"
+    with pytest.raises(CheckpointError, match=r"gone\.jinja cannot be read"):
+        ChatTemplate.from_directory(tmp_path, override=tmp_path / "gone.jinja")
