@@ -1,0 +1,250 @@
+"""Attention over pages on CPUs, with rotary embedding and the append to the cache.
+
+A layer's pages are one float16 tensor [num_pages, 2, kv_heads, page_size * head_dim]. Keys lie as [head_dim, page_size]
+within a page and values as [page_size, head_dim]: scores then have keys in vector lanes and need no horizontal sums.
+The softmax is the online one (Milakov & Gimelshein 2018) in base 2, page after page in order, so a row's result depends
+on its own keys alone: neither batching, chunking nor prefix sharing changes a bit of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx import PrimFunc
+
+from ..tir import T, block, build, f32, full, put, scratch, sized, vec, when
+from .isa import Isa
+from .vector_math import exp2
+
+ROW_BLOCK = 4  # query rows that share one loaded (and widened) vector of the page
+_NO_SCORE = -1e30  # finite, so that differences of it stay numbers
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What attention kernels depend on. `window`: keys a query sees, itself included; 0 for all of them."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    window: int = 0
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def tile(self) -> int:
+        """Query tokens that share one walk over the pages."""
+        return max(1, ROW_BLOCK // self.group)
+
+    def page_tensor(self, num_pages: Any) -> tuple[Any, ...]:
+        return (num_pages, 2, self.kv_heads, self.page_size * self.head_dim)
+
+
+def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | None) -> PrimFunc:
+    """Rotate queries and keys, and write keys and values to their slots.
+
+    qkv float32 [M, (heads + 2 kv_heads) * D] · positions int32 [M] · slots int32 [M] (page * page_size + offset) ·
+    cos, sin float32 [positions, D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating, `qk_norm` its
+    epsilon) · pages float16, written in place · q float32 [M, heads * D], the output.
+    Rotation pairs element i with i + D/2 (GPT-NeoX style, as in the Hugging Face models).
+    """
+    d, half, size = shape.head_dim, shape.head_dim // 2, shape.page_size
+    lanes = math.gcd(isa.lanes, half)
+
+    def body() -> None:
+        m, table, num_pages = T.int64(), T.int64(), T.int64()
+        qkv = sized("qkv", (m, (shape.heads + 2 * shape.kv_heads) * d), "float32")
+        positions = sized("positions", (m,), "int32")
+        slots = sized("slots", (m,), "int32")
+        cos = sized("cos", (table, half), "float32")
+        sin = sized("sin", (table, half), "float32")
+        norms = [sized(n, (d,), "float32") for n in ("q_norm", "k_norm")] if qk_norm is not None else []
+        pages = sized("pages", shape.page_tensor(num_pages), "float16")
+        q = sized("q", (m, shape.heads * d), "float32")
+
+        def rotate(row: Any, first: Any, norm: Any, out: Any) -> None:
+            scaling = scratch(lanes + 1)
+            if norm is not None:
+                put(scaling, full(f32(0), lanes), 0, lanes=lanes)
+                for i in range(0, d, lanes):
+                    part = vec(qkv, row, first + i, lanes=lanes)
+                    put(scaling, vec(scaling, 0, lanes=lanes) + part * part, 0, lanes=lanes)
+                total: Any = scaling[0]
+                for i in range(1, lanes):
+                    total = total + scaling[i]
+                put(scaling, f32(1) / T.sqrt(total * f32(1 / d) + f32(qk_norm or 0.0)), lanes)
+            for i in range(0, half, lanes):
+                low, high = vec(qkv, row, first + i, lanes=lanes), vec(qkv, row, first + half + i, lanes=lanes)
+                if norm is not None:
+                    low = low * full(scaling[lanes], lanes) * vec(norm, i, lanes=lanes)
+                    high = high * full(scaling[lanes], lanes) * vec(norm, half + i, lanes=lanes)
+                c = vec(cos, positions[row], i, lanes=lanes)
+                s = vec(sin, positions[row], i, lanes=lanes)
+                put(out, low * c - high * s, i, lanes=lanes)
+                put(out, high * c + low * s, half + i, lanes=lanes)
+
+        with T.parallel(m) as row, block("rope"):
+            turned = scratch(d)
+            with T.serial(shape.heads) as head, block("query"):
+                rotate(row, head * d, norms[0] if norms else None, turned)
+                for i in range(0, d, lanes):
+                    put(q, vec(turned, i, lanes=lanes), row, head * d + i, lanes=lanes)
+            page, offset = slots[row] // size, slots[row] % size
+            with T.serial(shape.kv_heads) as head, block("key"):
+                rotate(row, (shape.heads + head) * d, norms[1] if norms else None, turned)
+                with T.serial(d) as i:
+                    put(pages, T.cast(turned[i], "float16"), page, 0, head, i * size + offset)
+            with T.serial(shape.kv_heads) as head:
+                first = (shape.heads + shape.kv_heads + head) * d
+                for i in range(0, d, lanes):
+                    value = T.cast(vec(qkv, row, first + i, lanes=lanes), f"float16x{lanes}")
+                    put(pages, value, page, 1, head, offset * d + i, lanes=lanes)
+
+    return build(name, body)
+
+
+def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) -> PrimFunc:
+    """softmax(scale · q kᵀ) v over each sequence's pages, causal, for any mix of decodes and prefill chunks.
+
+    q float32 [M, heads * D] · positions int32 [M] · tile_seq, tile_row, tile_rows int32 [tiles]: which sequence a tile of
+    up to `shape.tile` consecutive rows belongs to, its first row, how many rows · page_indptr int32 [B + 1] and
+    page_values int32 [P], the page tables · pages float16, holding all keys up to each row's position ·
+    out float32 [M, heads * D]. Oracle: tests/kernels/test_attention.py.
+    """
+    d, size, group = shape.head_dim, shape.page_size, shape.group
+    lanes = math.gcd(isa.lanes, size)
+    wide = math.gcd(2 * isa.lanes, d)  # head-dimension elements accumulated together
+    step = math.gcd(isa.lanes, d)
+
+    def body() -> None:
+        m, num_tiles, batch, num_values, num_pages = (T.int64() for _ in range(5))
+        q = sized("q", (m, shape.heads * d), "float32")
+        positions = sized("positions", (m,), "int32")
+        tile_seq = sized("tile_seq", (num_tiles,), "int32")
+        tile_row = sized("tile_row", (num_tiles,), "int32")
+        tile_rows = sized("tile_rows", (num_tiles,), "int32")
+        indptr = sized("page_indptr", (batch,), "int32")
+        values = sized("page_values", (num_values,), "int32")
+        pages = sized("pages", shape.page_tensor(num_pages), "float16")
+        out = sized("out", (m, shape.heads * d), "float32")
+
+        def walk(tile: Any, head: Any, tokens: int) -> None:
+            """One tile of `tokens` query tokens (the last may repeat) and one key-value head."""
+            rows = tokens * group
+            sub_blocks = [range(r, min(r + ROW_BLOCK, rows)) for r in range(0, rows, ROW_BLOCK)]
+            with block("walk"):
+                query, o = scratch(rows * d), scratch(rows * d)
+                score, peak, total = scratch(rows * size), scratch(rows), scratch(rows)
+                fresh, decay = scratch(1), scratch(1)
+                at, limit = scratch(tokens, "int32"), scratch(tokens, "int32")
+                span = scratch(2, "int32")
+                for t in range(tokens):
+                    put(at, tile_row[tile] + T.min(t, tile_rows[tile] - 1), t)
+                    put(limit, positions[at[t]], t)
+                put(span, limit[tokens - 1] // size + 1, 1)
+                first = T.max(limit[0] - (shape.window - 1), 0) // size if shape.window else T.int32(0)
+                put(span, first, 0)
+                for r in range(rows):
+                    column = (head * group + r % group) * d
+                    for i in range(0, d, step):
+                        scaled = vec(q, at[r // group], column + i, lanes=step) * full(f32(scale * math.log2(math.e)), step)
+                        put(query, scaled, r * d + i, lanes=step)
+                        put(o, full(f32(0), step), r * d + i, lanes=step)
+                    put(peak, f32(_NO_SCORE), r)
+                    put(total, f32(0), r)
+                with T.serial(span[1] - span[0]) as p, block("page"):
+                    page_index = span[0] + p
+                    page = values[indptr[tile_seq[tile]] + page_index]
+                    for rs in sub_blocks:
+                        _scores(rs, page, query, score)
+                    for r in range(rows):
+                        _softmax(r, page_index, limit[r // group], score, peak, total, fresh, decay, o)
+                    live = T.min(size, limit[tokens - 1] + 1 - page_index * size)
+                    for rs in sub_blocks:
+                        _weigh(rs, page, live, score, o)
+                for r in range(rows):
+                    with when(True if tokens == 1 else r // group < tile_rows[tile]):
+                        column = (head * group + r % group) * d
+                        for i in range(0, d, step):
+                            value = vec(o, r * d + i, lanes=step) * full(f32(1) / total[r], step)
+                            put(out, value, at[r // group], column + i, lanes=step)
+
+        def _scores(rs: range, page: Any, query: Any, score: Any) -> None:
+            parts = size // lanes
+            with block("scores"):
+                acc = scratch(len(rs) * size)
+                for c in range(len(rs) * parts):
+                    put(acc, full(f32(0), lanes), c * lanes, lanes=lanes)
+                with T.serial(d) as i:
+                    for v in range(parts):
+                        key = T.cast(vec(pages, page, 0, current_head, i * size + v * lanes, lanes=lanes), f"float32x{lanes}")
+                        for c, r in enumerate(rs):
+                            old = vec(acc, c * size + v * lanes, lanes=lanes)
+                            put(acc, old + full(query[r * d + i], lanes) * key, c * size + v * lanes, lanes=lanes)
+                for c, r in enumerate(rs):
+                    for v in range(parts):
+                        put(score, vec(acc, c * size + v * lanes, lanes=lanes), r * size + v * lanes, lanes=lanes)
+
+        def _softmax(
+            r: int, page_index: Any, limit: Any, score: Any, peak: Any, total: Any, fresh: Any, decay: Any, o: Any
+        ) -> None:
+            """Turn a row's scores into weights under the running maximum, and rescale what is there."""
+
+            def seen(v: int) -> Any:
+                key = T.Broadcast(page_index * size + v, lanes) + T.ramp(T.int32(0), T.int32(1), lanes)
+                mask = key <= full(limit, lanes)
+                return T.bitwise_and(mask, key > full(limit - shape.window, lanes)) if shape.window else mask
+
+            for v in range(0, size, lanes):
+                masked = T.Select(seen(v), vec(score, r * size + v, lanes=lanes), full(f32(_NO_SCORE), lanes))
+                put(score, masked, r * size + v, lanes=lanes)
+            put(fresh, peak[r], 0)
+            for t in range(size):
+                put(fresh, T.max(fresh[0], score[r * size + t]), 0)
+            put(decay, exp2(peak[r] - fresh[0], 1), 0)
+            put(peak, fresh[0], r)
+            put(total, total[r] * decay[0], r)
+            for v in range(0, size, lanes):
+                weight = exp2(vec(score, r * size + v, lanes=lanes) - full(fresh[0], lanes), lanes)
+                put(score, T.Select(seen(v), weight, full(f32(0), lanes)), r * size + v, lanes=lanes)
+            for t in range(size):
+                put(total, total[r] + score[r * size + t], r)
+            for i in range(0, d, step):
+                put(o, vec(o, r * d + i, lanes=step) * full(decay[0], step), r * d + i, lanes=step)
+
+        def _weigh(rs: range, page: Any, live: Any, score: Any, o: Any) -> None:
+            with T.serial(d // wide) as chunk, block("weigh"):
+                acc = scratch(len(rs) * wide)
+                for c, r in enumerate(rs):
+                    for i in range(0, wide, step):
+                        put(acc, vec(o, r * d + chunk * wide + i, lanes=step), c * wide + i, lanes=step)
+                with T.serial(live) as t:
+                    for i in range(0, wide, step):
+                        value = T.cast(
+                            vec(pages, page, 1, current_head, t * d + chunk * wide + i, lanes=step), f"float32x{step}"
+                        )
+                        for c, r in enumerate(rs):
+                            old = vec(acc, c * wide + i, lanes=step)
+                            put(acc, old + full(score[r * size + t], step) * value, c * wide + i, lanes=step)
+                for c, r in enumerate(rs):
+                    for i in range(0, wide, step):
+                        put(o, vec(acc, c * wide + i, lanes=step), r * d + chunk * wide + i, lanes=step)
+
+        with T.parallel(num_tiles * shape.kv_heads) as item, block("attention"):
+            tile, current_head = item // shape.kv_heads, item % shape.kv_heads
+            if shape.tile == 1:
+                walk(tile, current_head, 1)
+            else:
+                with T.If(tile_rows[tile] == 1):
+                    with T.Then():
+                        walk(tile, current_head, 1)
+                    with T.Else():
+                        walk(tile, current_head, shape.tile)
+
+    return build(name, body)

@@ -1,0 +1,121 @@
+"""The small kernels between the matmuls on CPUs: norms, gated activation, embedding rows, row selection.
+
+All are parallel over rows and vectorised within one; each row is computed the same way whatever is beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.tirx import PrimFunc
+
+from ...quant.group import GroupFormat
+from ..tir import T, block, build, f32, full, put, scratch, sized, vec
+from . import layout
+from .isa import Isa
+from .linear import unpack_step
+from .vector_math import exp
+
+
+def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> PrimFunc:
+    """y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), x float32 [M, width], weight float32 [width].
+
+    With `residual`, x is x + r first, and the sum is a second output: (x, r, weight, y, sum).
+    """
+    lanes = math.gcd(isa.lanes, width)
+
+    def body() -> None:
+        m = T.int64()
+        x = sized("x", (m, width), "float32")
+        r = sized("r", (m, width), "float32") if residual else None
+        weight = sized("weight", (width,), "float32")
+        y = sized("y", (m, width), "float32")
+        summed = sized("sum", (m, width), "float32") if residual else None
+        with T.parallel(m) as row, block("norm"):
+            acc, inverse = scratch(lanes), scratch(1)
+            put(acc, full(f32(0), lanes), 0, lanes=lanes)
+            with T.serial(width // lanes) as i:
+                if summed is not None:
+                    put(summed, vec(x, row, i * lanes, lanes=lanes) + vec(r, row, i * lanes, lanes=lanes), row, i * lanes, lanes=lanes)
+                value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
+                put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
+            total: Any = acc[0]
+            for i in range(1, lanes):
+                total = total + acc[i]
+            put(inverse, f32(1) / T.sqrt(total * f32(1 / width) + f32(eps)), 0)
+            with T.serial(width // lanes) as i:
+                value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
+                put(y, value * full(inverse[0], lanes) * vec(weight, i * lanes, lanes=lanes), row, i * lanes, lanes=lanes)
+
+    return build(name, body)
+
+
+def gated_activation(name: str, width: int, isa: Isa) -> PrimFunc:
+    """out = silu(gate) * up, where x float32 [M, 2 * width] holds gate, then up; out float32 [M, width]."""
+    lanes = math.gcd(isa.lanes, width)
+
+    def body() -> None:
+        m = T.int64()
+        x = sized("x", (m, 2 * width), "float32")
+        out = sized("out", (m, width), "float32")
+        with T.parallel(m) as row, T.serial(width // lanes) as i:
+            gate, up = vec(x, row, i * lanes, lanes=lanes), vec(x, row, width + i * lanes, lanes=lanes)
+            put(out, gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up, row, i * lanes, lanes=lanes)
+
+    return build(name, body)
+
+
+def quantized_rows(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa) -> PrimFunc:
+    """Embedding: out[i] = row ids[i] of a quantized table in tiles; ids int32 [M], out float32 [M, K]."""
+    rows, groups = isa.rows, fmt.groups(k)
+
+    def body() -> None:
+        m = T.int64()
+        ids = sized("ids", (m,), "int32")
+        q = sized("q", (layout.tiles(n, rows), groups, layout.vectors(fmt), 4 * rows), "uint8")
+        s = sized("s", (layout.tiles(n, rows), groups, rows), "float16")
+        out = sized("out", (m, k), "float32")
+        with T.parallel(m) as i, T.serial(groups) as g:
+            tile, r = ids[i] // rows, ids[i] % rows
+            scale = T.cast(s[tile, g, r], "float32")
+            for element in range(fmt.group_size):
+                step, lane = element // 4, 4 * r + element % 4
+                value = unpack_step(q, tile, g, step, fmt.bits, 1, lane)
+                number = (T.cast(value, "float32") - f32(fmt.max_int)) * scale
+                if k % fmt.group_size == 0:
+                    put(out, number, i, g * fmt.group_size + element)
+                else:
+                    with T.If(g * fmt.group_size + element < k), T.Then():
+                        put(out, number, i, g * fmt.group_size + element)
+
+    return build(name, body)
+
+
+def float_rows(name: str, n: int, k: int, dtype: str, isa: Isa) -> PrimFunc:
+    """Embedding: out[i] = row ids[i] of a float table in tiles; ids int32 [M], out float32 [M, K]."""
+
+    def body() -> None:
+        m = T.int64()
+        ids = sized("ids", (m,), "int32")
+        w = sized("w", (layout.tiles(n, isa.rows), k, isa.rows), dtype)
+        out = sized("out", (m, k), "float32")
+        with T.parallel(m) as i, T.serial(k) as j:
+            put(out, T.cast(w[ids[i] // isa.rows, j, ids[i] % isa.rows], "float32"), i, j)
+
+    return build(name, body)
+
+
+def take_rows(name: str, width: int, isa: Isa) -> PrimFunc:
+    """out[i] = x[rows[i]]; x float32 [M, width], rows int32 [R], out float32 [R, width]."""
+    lanes = math.gcd(isa.lanes, width)
+
+    def body() -> None:
+        m, count = T.int64(), T.int64()
+        x = sized("x", (m, width), "float32")
+        rows = sized("rows", (count,), "int32")
+        out = sized("out", (count, width), "float32")
+        with T.serial(count) as i, T.serial(width // lanes) as j:
+            put(out, vec(x, rows[i], j * lanes, lanes=lanes), i, j * lanes, lanes=lanes)
+
+    return build(name, body)

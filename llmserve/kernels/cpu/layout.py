@@ -1,0 +1,81 @@
+"""How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one vector load.
+
+numpy only: this is the host side of `linear.py`, which holds the matching loads. Storage stays canonical (quant.group);
+tiles are made from it once per machine.
+
+A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] and s: float16 [tiles, groups, rows], where
+step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i. N is padded to whole tiles.
+    8 bits: vector j is step j.
+    4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
+    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5; bits 6-7 of vectors 0 and 1 are the low bits of steps
+            8 and 9, and bit 6 of vectors 2 and 3 their high bits. 40 weights take 16 bytes, as in storage.
+A float weight becomes [tiles, K, rows] in its own dtype.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...quant.group import GroupFormat, unpack
+
+BLOCK_ROWS = 1024  # rows unpacked at a time, so that the transient copies stay small
+
+
+def tiles(n: int, rows: int) -> int:
+    """Tiles that hold `n` output rows."""
+    return -(-n // rows)
+
+
+def steps(fmt: GroupFormat) -> int:
+    """Steps of 4 inputs in a group."""
+    return fmt.group_size // 4
+
+
+def vectors(fmt: GroupFormat) -> int:
+    """Byte vectors that a group takes per tile."""
+    return fmt.words_per_group
+
+
+def _interleave(u: npt.NDArray[np.uint8], fmt: GroupFormat, rows: int) -> npt.NDArray[np.uint8]:
+    """uint8 [tiles * rows, groups * G] values → the packed tiles."""
+    n, k = u.shape
+    s = u.reshape(n // rows, rows, k // fmt.group_size, steps(fmt), 4).transpose(0, 2, 3, 1, 4)
+    s = s.reshape(n // rows, k // fmt.group_size, steps(fmt), 4 * rows)
+    if fmt.bits == 8:
+        return np.ascontiguousarray(s)
+    if fmt.bits == 4:
+        return s[:, :, :4] | s[:, :, 4:] << 4
+    packed = s[:, :, 0:8:2] | s[:, :, 1:8:2] << 3
+    packed[:, :, 0:2] |= s[:, :, 8:10] << 6
+    packed[:, :, 2:4] |= (s[:, :, 8:10] >> 2) << 6
+    return packed
+
+
+def tile_quantized(
+    q_weight: npt.NDArray[np.uint32], q_scale: npt.NDArray[np.float16], fmt: GroupFormat, rows: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+    """Stored words [N, words] and scales [N, groups] → (q, s) as above."""
+    n, groups = q_scale.shape
+    count = tiles(n, rows)
+    q = np.zeros((count, groups, vectors(fmt), 4 * rows), np.uint8)
+    scale = np.zeros((count * rows, groups), np.float16)
+    scale[:n] = q_scale
+    for start in range(0, n, BLOCK_ROWS):  # a multiple of every tile's rows
+        block = q_weight[start : start + BLOCK_ROWS]
+        u = np.zeros((tiles(len(block), rows) * rows, groups * fmt.group_size), np.uint8)
+        u[: len(block)] = unpack(block, fmt, u.shape[1])
+        first = start // rows
+        q[first : first + len(u) // rows] = _interleave(u, fmt, rows)
+    return q, np.ascontiguousarray(scale.reshape(count, rows, groups).transpose(0, 2, 1))
+
+
+def tile_float(weight: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+    """[N, K] → [tiles, K, rows] of the same dtype."""
+    n, k = weight.shape
+    out = np.zeros((tiles(n, rows), k, rows), weight.dtype)
+    whole = n // rows
+    out[:whole] = weight[: whole * rows].reshape(whole, rows, k).transpose(0, 2, 1)
+    if n % rows:
+        out[whole, :, : n % rows] = weight[whole * rows :].T
+    return out

@@ -1,0 +1,238 @@
+"""y = x Wᵀ (+ b) on CPUs: 3-, 4- and 8-bit weights against int8 activations, and float weights in float32.
+
+One PrimFunc serves any number of rows: one row streams the weights once, several share each unpacked tile. Every output
+element sees the same operations in the same order whatever rows are beside it, so batching never changes a result.
+Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per group (`quantize_activations` below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm.tirx import PrimFunc
+
+from ...quant.group import GroupFormat
+from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, when
+from . import layout
+from .isa import Isa
+
+ROW_BLOCK = 4  # rows of x that share one unpacked tile: 4 accumulators and their int16 sums fit 16 registers
+CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
+LANES = 8  # float lanes of the activation quantizer
+
+
+def quantize_activations(x: npt.NDArray[np.float32], group: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """The kernels' activation rounding in numpy: x [M, K] → (int8 [M, G, group], scales float32 [M, G]).
+
+    Symmetric per group, scale = max|x| / 127, rounding half to even; K is padded with zeros to whole groups.
+    """
+    m, k = x.shape
+    groups = -(-k // group)
+    padded = np.zeros((m, groups * group), np.float32)
+    padded[:, :k] = x
+    padded = padded.reshape(m, groups, group)
+    largest = np.abs(padded).max(-1)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(padded * inverse[:, :, None]).astype(np.int8), largest * np.float32(1 / 127)
+
+
+def _quantize_group(x: Any, m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, steps: int, offset: int) -> None:
+    """Round one group of a row to int8: 4 to an int32 in `aq`, its scale, and -offset times its sum if asked for."""
+    first = g * (4 * steps)
+    with block("quantize"):
+        largest, inverse = scratch(LANES), scratch(2)
+        values = scratch(4 * steps, "int32")
+        put(largest, full(f32(0), LANES), 0, lanes=LANES)
+        for v in range(0, valid, LANES):
+            size = T.fabs(vec(x, m, first + v, lanes=LANES))
+            put(largest, T.max(vec(largest, 0, lanes=LANES), size), 0, lanes=LANES)
+        put(inverse, f32(0), 0)
+        for i in range(LANES):
+            put(inverse, T.max(inverse[0], largest[i]), 0)
+        put(scale, inverse[0] * f32(1 / 127), m, g)
+        put(inverse, T.if_then_else(inverse[0] > f32(0), f32(127) / inverse[0], f32(0)), 1)
+        for v in range(0, 4 * steps, LANES):
+            rounded: Any = full(i32(0), LANES)
+            if v < valid:
+                scaled = vec(x, m, first + v, lanes=LANES) * full(inverse[1], LANES)
+                rounded = T.cast(T.nearbyint(scaled), f"int32x{LANES}")
+            put(values, rounded, v, lanes=LANES)
+        if offset:
+            total = scratch(LANES, "int32")
+            put(total, vec(values, 0, lanes=LANES), 0, lanes=LANES)
+            for v in range(LANES, valid, LANES):
+                put(total, vec(total, 0, lanes=LANES) + vec(values, v, lanes=LANES), 0, lanes=LANES)
+            result: Any = total[0]
+            for i in range(1, LANES):
+                result = result + total[i]
+            put(sums, result * i32(-offset), m, g)
+        for j in range(0, steps, LANES):
+            lanes = min(LANES, steps - j)
+            word: Any = T.shift_left(vec(values, 4 * j + 3, lanes=lanes, stride=4), full(i32(24), lanes))
+            for i in range(3):
+                byte = T.bitwise_and(vec(values, 4 * j + i, lanes=lanes, stride=4), full(i32(255), lanes))
+                word = T.bitwise_or(word, T.shift_left(byte, full(i32(8 * i), lanes)))
+            put(aq, word, m, g, j, lanes=lanes)
+
+
+def unpack_step(q: Any, tile: Any, g: Any, step: int, bits: int, lanes: int, first: Any = 0) -> Any:
+    """Step `step` of a group as uint8 x lanes, from lane `first` on; layout.py says where its bits lie."""
+
+    def load(v: int) -> Any:
+        return q[tile, g, v, first] if lanes == 1 else vec(q, tile, g, v, first, lanes=lanes)
+
+    def field(v: int, shift: int, mask: int) -> Any:
+        moved = load(v) if shift == 0 else T.shift_right(load(v), full(T.uint8(shift), lanes))
+        return T.bitwise_and(moved, full(T.uint8(mask), lanes))
+
+    if bits == 8:
+        return load(step)
+    if bits == 4:
+        return field(step, 0, 15) if step < 4 else T.shift_right(load(step - 4), full(T.uint8(4), lanes))
+    if step < 8:
+        return field(step // 2, 3 * (step % 2), 7)
+    return T.bitwise_or(T.shift_right(load(step - 8), full(T.uint8(6), lanes)), field(step - 6, 4, 4))
+
+
+def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: Isa, bias: Any) -> None:
+    """Write one row's tile, with the bias; the last tile may reach past N."""
+    rows = isa.rows
+    value = vec(acc, offset, lanes=rows)
+    if bias is not None:
+        value = value + vec(bias, tile * rows, lanes=rows)
+    if n % rows == 0:
+        put(y, value, m, tile * rows, lanes=rows)
+        return
+    with T.If(tile < n // rows):
+        with T.Then():
+            put(y, value, m, tile * rows, lanes=rows)
+        with T.Else():
+            for r in range(n % rows):
+                scalar = acc[offset + r] if bias is None else acc[offset + r] + bias[tile * rows + r]
+                put(y, scalar, m, tile * rows + r)
+
+
+def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None], tile_at: Callable[..., None]) -> None:
+    """The loop nest shared by all formats.
+
+    `prepare(row)` readies a row of x; `tile_at(first_row, rows, first_tile, tiles, limit)` computes rows x tiles.
+    """
+    streams = streams if count % streams == 0 else 1
+    with T.If(m == 1):
+        with T.Then():
+            prepare(T.int64(0))
+            with T.parallel(count // streams) as t:
+                tile_at(T.int64(0), 1, t * streams, streams, None)
+        with T.Else():
+            with T.parallel(m) as row:
+                prepare(row)
+            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer:
+                with T.parallel(count) as t:
+                    with T.serial(T.min(CACHE_ROWS // ROW_BLOCK, (m - outer * CACHE_ROWS + ROW_BLOCK - 1) // ROW_BLOCK)) as inner:
+                        tile_at(outer * CACHE_ROWS + inner * ROW_BLOCK, ROW_BLOCK, t, 1, m)
+
+
+def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool) -> PrimFunc:
+    """x float32 [M, K], q and s as layout.tile_quantized makes them, (b float32 [tiles * rows],) y float32 [M, N].
+
+    K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's Q8_0 dot products: per group
+    of inputs, y += (sum of int8 products) * weight scale * activation scale.
+    """
+    if k % LANES:
+        raise ValueError(f"a quantized linear needs a multiple of {LANES} inputs, got {k}")
+    groups, steps, rows = fmt.groups(k), layout.steps(fmt), isa.rows
+    count, bits = layout.tiles(n, rows), fmt.bits
+    offset = 0 if isa.centred(bits) else fmt.max_int
+    tail = k - (groups - 1) * fmt.group_size
+
+    def body() -> None:
+        m = T.int64()
+        x = sized("x", (m, k), "float32")
+        q = sized("q", (count, groups, layout.vectors(fmt), 4 * rows), "uint8")
+        s = sized("s", (count, groups, rows), "float16")
+        b = sized("b", (count * rows,), "float32") if bias else None
+        y = sized("y", (m, n), "float32")
+        padded = (m + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+
+        with block("linear"):
+            aq = scratch((padded, groups, steps), "int32")
+            scale = scratch((padded, groups))
+            sums = scratch((padded, groups), "int32") if offset else None
+
+            def prepare(row: Any) -> None:
+                whole = groups if tail == fmt.group_size else groups - 1
+                with T.serial(whole) as g:
+                    _quantize_group(x, row, g, fmt.group_size, aq, scale, sums, steps, offset)
+                if whole < groups:
+                    _quantize_group(x, row, T.int64(whole), tail, aq, scale, sums, steps, offset)
+
+            def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
+                cells = [(i, w) for i in range(height) for w in range(width)]
+                lanes = isa.acc_lanes(bits)
+                with block("tile"):
+                    acc = scratch(len(cells) * rows)
+                    for c in range(len(cells)):
+                        put(acc, full(f32(0), rows), c * rows, lanes=rows)
+                    with T.serial(groups) as g, block("group"):
+                        part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
+                        for c in range(len(cells)):
+                            put(part, isa.zero(bits), c * lanes, lanes=lanes)
+                        for j in range(steps):
+                            for c, (i, w) in enumerate(cells):
+                                weights = unpack_step(q, tile + w, g, j, bits, 4 * rows)
+                                old = vec(part, c * lanes, lanes=lanes)
+                                put(part, isa.dot(bits, old, weights, aq[row + i, g, j]), c * lanes, lanes=lanes)
+                        for c, (i, w) in enumerate(cells):
+                            total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
+                            if offset:
+                                total = total + full(sums[row + i, g], rows)
+                            wide = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
+                            term = T.cast(total, f"float32x{rows}") * (wide * full(scale[row + i, g], rows))
+                            put(acc, vec(acc, c * rows, lanes=rows) + term, c * rows, lanes=rows)
+                    for c, (i, w) in enumerate(cells):
+                        with when(True if limit is None else row + i < limit):
+                            _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
+
+            _over_rows(m, count, 2, prepare, tile_at)
+
+    return build(name, body)
+
+
+def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) -> PrimFunc:
+    """x float32 [M, K], w `dtype` (float32 or float16) as layout.tile_float makes it, (b,) y float32 [M, N].
+
+    Accumulates in float32, in the order of K.
+    """
+    rows = isa.rows
+    count = layout.tiles(n, rows)
+
+    def body() -> None:
+        m = T.int64()
+        x = sized("x", (m, k), "float32")
+        w = sized("w", (count, k, rows), dtype)
+        b = sized("b", (count * rows,), "float32") if bias else None
+        y = sized("y", (m, n), "float32")
+
+        def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
+            cells = [(i, t) for i in range(height) for t in range(width)]
+            with block("tile"):
+                acc = scratch(len(cells) * rows)
+                # Rows past the end repeat the last one, which keeps the loads inside x.
+                at = [row + i if limit is None else T.min(row + i, limit - 1) for i in range(height)]
+                for c in range(len(cells)):
+                    put(acc, full(f32(0), rows), c * rows, lanes=rows)
+                with T.serial(k) as j:
+                    for c, (i, t) in enumerate(cells):
+                        weight = T.cast(vec(w, tile + t, j, 0, lanes=rows), f"float32x{rows}")
+                        put(acc, vec(acc, c * rows, lanes=rows) + full(x[at[i], j], rows) * weight, c * rows, lanes=rows)
+                for c, (i, t) in enumerate(cells):
+                    with when(True if limit is None else row + i < limit):
+                        _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
+
+        with block("linear"):
+            _over_rows(m, count, 4, lambda row: None, tile_at)
+
+    return build(name, body)

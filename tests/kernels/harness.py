@@ -1,0 +1,36 @@
+"""Compiles one PrimFunc for one instruction set and calls it on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
+
+from llmserve.kernels.cpu.isa import ISAS, Isa, choose
+
+NATIVE = choose(frozenset(str(f) for f in llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()}))))
+RUNNABLE = [NATIVE, ISAS[-1]] if NATIVE is not ISAS[-1] else [NATIVE]
+"""The best row of this machine, and the portable one, compiled for the plainest CPU of its kind."""
+
+
+def target(isa: Isa) -> tvm.target.Target:
+    spec = {"kind": "llvm"}
+    if isa is NATIVE and isa.features:
+        spec["mcpu"] = llvm_get_system_cpu()
+    return tvm.target.Target(spec)
+
+
+def compiled(func: tvm.tirx.PrimFunc, isa: Isa) -> Callable[..., None]:
+    """A callable over numpy arrays; arrays are shared, so outputs are written in place."""
+    library = tvm.compile(func, target=target(isa))
+
+    def call(*arrays: np.ndarray) -> None:
+        tensors = [tvm.runtime.tensor(a) for a in arrays]
+        library(*tensors)
+        for array, tensor in zip(arrays, tensors, strict=True):
+            if array.flags.writeable:
+                array[...] = tensor.numpy()
+
+    return call
