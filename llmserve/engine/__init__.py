@@ -1,0 +1,27 @@
+"""Requests → tokens. The public face: what the server, the offline facade and the benchmarks may use.
+
+Importing it imports no TVM; executors are made in `executor.py`.
+"""
+
+from __future__ import annotations
+
+from .async_engine import AsyncEngine
+from .core import EngineCore, EngineStats, Executor
+from .output import ChoiceDelta, FinishReason, RequestOutput, SampledToken, TokenLogprob, fold
+from .sampling_params import SamplingParams
+from .scheduler import SchedulerConfig
+
+__all__ = [
+    "AsyncEngine",
+    "ChoiceDelta",
+    "EngineCore",
+    "EngineStats",
+    "Executor",
+    "FinishReason",
+    "RequestOutput",
+    "SampledToken",
+    "SamplingParams",
+    "SchedulerConfig",
+    "TokenLogprob",
+    "fold",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,8 @@ class ChoiceDelta:
     """What one step added to one choice of a request.
 
     `text` may be empty while a character or a possible stop string is incomplete; `token_ids` and `logprobs` are
-    those of this delta alone. `stop_reason` is the stop string or token id that ended the choice, if one did.
+    those of this delta alone. `stop_reason` is the stop string or stop token id that ended the choice, if one did (None
+    at the model's own end of sequence); `error` says why, where `finish_reason` is "error".
     """
 
     index: int
@@ -39,6 +41,7 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,35 @@ class RequestOutput:
     num_prompt_tokens: int
     num_cached_tokens: int
     finished: bool
+
+
+def fold(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    """Join consecutive outputs of one request (at least one) into one, a delta per choice in the order of first news.
+
+    Folding the whole stream gives the reply that is not streamed.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    by_index: dict[int, list[ChoiceDelta]] = {}
+    for output in outputs:
+        for delta in output.deltas:
+            by_index.setdefault(delta.index, []).append(delta)
+    last = outputs[-1]
+    deltas = tuple(_join(deltas) for deltas in by_index.values())
+    return RequestOutput(last.request_id, deltas, last.num_prompt_tokens, last.num_cached_tokens, last.finished)
+
+
+def _join(deltas: list[ChoiceDelta]) -> ChoiceDelta:
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    asked = any(d.logprobs is not None for d in deltas)
+    return ChoiceDelta(
+        index=last.index,
+        token_ids=tuple(t for d in deltas for t in d.token_ids),
+        text="".join(d.text for d in deltas),
+        logprobs=tuple(p for d in deltas for p in d.logprobs or ()) if asked else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )

@@ -1,0 +1,254 @@
+"""The engine thread, its inbox and its outbox: an `EngineCore` for asyncio.
+
+One thread builds the core (TVM's worker threads belong to the thread that starts them), steps it and is the only one to
+touch it. The event loop only appends to the inbox and reads streams; it never waits for a lock held during a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Collection
+from dataclasses import dataclass
+
+from ..errors import EngineError, LLMServeError, RequestError
+from .core import EngineCore, EngineStats
+from .output import RequestOutput, fold
+from .sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_MAX_UNREAD = 64  # outputs kept apart for a slow reader before they are folded into one
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request_id: str
+    prompt_ids: Collection[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+_News = tuple[str, "RequestOutput | LLMServeError"]
+
+
+class _Stream:
+    """What the engine has said to one reader and the reader has not taken yet. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._unread: list[RequestOutput] = []
+        self._error: LLMServeError | None = None
+        self._news = asyncio.Event()
+        self._left = False
+
+    def leave(self) -> None:
+        """The reader has gone: keep nothing more for it."""
+        self._left = True
+        self._unread.clear()
+
+    def put(self, item: RequestOutput | LLMServeError) -> None:
+        if self._left:
+            return
+        if isinstance(item, RequestOutput):
+            self._unread.append(item)
+            if len(self._unread) > _MAX_UNREAD:
+                self._unread = [fold(self._unread)]
+        else:
+            self._error = item
+        self._news.set()
+
+    async def get(self) -> RequestOutput:
+        await self._news.wait()
+        if self._unread:
+            outputs, self._unread = self._unread, []
+            if self._error is None:
+                self._news.clear()
+            return fold(outputs)
+        assert self._error is not None
+        raise self._error
+
+
+class AsyncEngine:
+    """Serves `generate` calls of one event loop, the one that `start` is awaited in."""
+
+    def __init__(self, core_factory: Callable[[], EngineCore]) -> None:
+        """`core_factory` is called once, in the engine thread, which also closes what it made."""
+        self._core_factory = core_factory
+        self._core: EngineCore | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exited: asyncio.Future[None] | None = None
+        self._streams: dict[str, _Stream] = {}  # those that the engine still owes something
+        self._wakeup = threading.Condition()
+        self._inbox: list[_Add | _Abort] = []
+        self._stop_at: float | None = None
+        self._dead_reason: str | None = None
+
+    async def start(self) -> None:
+        """Start the thread and wait until the core is built. Raises what the factory raised."""
+        if self._loop is not None:
+            raise EngineError("The engine has been started already.")
+        self._loop = asyncio.get_running_loop()
+        self._exited = self._loop.create_future()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        threading.Thread(target=self._run, args=(ready,), name="llmserve-engine", daemon=True).start()
+        await ready
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """Refuse new requests, give the open ones `drain` seconds, abort the rest, and end the thread."""
+        if self._exited is None:
+            return
+        with self._wakeup:
+            if self._stop_at is None:
+                self._stop_at = time.monotonic() + drain
+            self._wakeup.notify()
+        await asyncio.shield(self._exited)
+
+    async def generate(
+        self, prompt_ids: Collection[int], params: SamplingParams, request_id: str | None = None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of one request, ending with a finished one.
+
+        Raises RequestError before the first item if the request cannot be served, and EngineError whenever the engine
+        is not there or goes away. Closing or cancelling the generator aborts the request. A reader slower than the
+        engine gets several steps' deltas joined.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        self._check_open()
+        if request_id in self._streams:
+            raise RequestError(f"A request with the id {request_id!r} is being served already.")
+        stream = self._streams[request_id] = _Stream()
+        try:
+            self._submit(_Add(request_id, prompt_ids, params))
+            finished = False
+            while not finished:
+                output = await stream.get()
+                finished = output.finished
+                yield output
+        finally:
+            if self._streams.get(request_id) is stream:  # it stays there, and its id taken, until the engine is done
+                stream.leave()
+                self._submit(_Abort(request_id))
+
+    def abort(self, request_id: str) -> None:
+        """End a request within a step; its stream ends with the finish reason "abort". Unknown ids are ignored."""
+        self._submit(_Abort(request_id))
+
+    def stats(self) -> EngineStats:
+        """Numbers read while the engine runs: each is right, together they may be a step apart."""
+        if self._core is None:
+            raise EngineError("The engine has not been started.")
+        return self._core.stats()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        if self._core is None:
+            raise EngineError("The engine has not been started.")
+        return self._core.max_model_len
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether `generate` may be called."""
+        return self._core is not None and self._dead_reason is None and self._stop_at is None
+
+    @property
+    def dead_reason(self) -> str | None:
+        """Why the engine is gone; None while it is not, and before it has started."""
+        return self._dead_reason
+
+    # On the event loop
+
+    def _check_open(self) -> None:
+        if self._dead_reason is not None:
+            raise EngineError(self._dead_reason)
+        if self._stop_at is not None:
+            raise EngineError("The engine is shutting down.")
+        if self._core is None:
+            raise EngineError("The engine has not been started.")
+
+    def _submit(self, job: _Add | _Abort) -> None:
+        with self._wakeup:
+            self._inbox.append(job)
+            self._wakeup.notify()
+
+    def _deliver(self, news: list[_News]) -> None:
+        for request_id, item in news:
+            self._streams[request_id].put(item)
+            if not isinstance(item, RequestOutput) or item.finished:
+                del self._streams[request_id]
+
+    def _bury(self, reason: str) -> None:
+        self._dead_reason = reason
+        self._deliver([(request_id, EngineError(reason)) for request_id in list(self._streams)])
+        if self._exited is not None and not self._exited.done():
+            self._exited.set_result(None)
+
+    # In the engine thread
+
+    def _run(self, ready: asyncio.Future[None]) -> None:
+        try:
+            core = self._core_factory()
+        except BaseException as error:
+            self._post(_settle, ready, error)
+            self._post(self._bury, f"The engine could not start: {error}")
+            return
+        self._core = core
+        self._post(_settle, ready, None)
+        reason = "The engine has been stopped."
+        try:
+            self._serve(core)
+        except BaseException as error:
+            logger.exception("The engine thread has died")
+            reason = f"The engine has died: {type(error).__name__}: {error}"
+        finally:
+            try:
+                core.close()
+            except Exception:
+                logger.exception("The executor could not be closed")
+            self._post(self._bury, reason)
+
+    def _serve(self, core: EngineCore) -> None:
+        while True:
+            with self._wakeup:
+                self._wakeup.wait_for(lambda: self._inbox or core.has_work() or self._stop_at is not None)
+                jobs, self._inbox = self._inbox, []
+            news = [item for job in jobs for item in self._do(core, job)]
+            if self._stop_at is not None and (not core.has_work() or time.monotonic() >= self._stop_at):
+                rest = [core.abort(request_id) for request_id in list(core.scheduler.requests)]
+                self._post(self._deliver, news + [(output.request_id, output) for output in rest if output])
+                return
+            news += [(output.request_id, output) for output in core.step()]
+            if news:
+                self._post(self._deliver, news)
+
+    def _do(self, core: EngineCore, job: _Add | _Abort) -> list[_News]:
+        if isinstance(job, _Abort):
+            output = core.abort(job.request_id)
+            return [(job.request_id, output)] if output else []
+        try:
+            core.add_request(job.request_id, job.prompt_ids, job.params)
+        except LLMServeError as error:
+            return [(job.request_id, error)]
+        return []
+
+    def _post(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # if the loop is closed, nobody is left to tell
+            self._loop.call_soon_threadsafe(callback, *args)
+
+
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():  # its awaiter was cancelled
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,192 @@
+"""One engine: a scheduler, an executor and the text of each sequence. It steps when it is told to.
+
+Not thread-safe: whoever built it steps it, adds to it and aborts in it. `async_engine.py` gives it a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, get_args
+
+from ..errors import ConfigError, RequestError
+from .detokenize import Detokenizer, Tokenizer
+from .output import ChoiceDelta, FinishReason, RequestOutput, SampledToken
+from .sampling_params import SamplingParams
+from .scheduler import Sampled, Scheduler, SchedulerConfig, SchedulerOutput
+from .sequence import Request, Sequence
+
+
+class Executor(Protocol):
+    """Computes plans; the only holder of devices.
+
+    Attributes:
+        num_pages, page_size: the KV cache. Pages are numbered from 0 and all of them are the scheduler's to give.
+        max_model_len: tokens in a sequence, prompt included.
+        vocab_size: token ids are below it.
+    """
+
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    vocab_size: int
+
+    def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
+        """Compute a plan (never an empty one). Maps seq_id → token, or → why there is none, for all that sample.
+
+        An exception means that the engine as a whole cannot go on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the devices back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine holds now, and what it has done since it started.
+
+    Attributes:
+        num_running, num_waiting: sequences.
+        num_pages, num_available_pages: KV pages, and those of them that a new sequence could have.
+        prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and those found there.
+        num_prompt_tokens, num_generated_tokens: of accepted requests; a prompt counts once, whatever its n.
+        num_preemptions: sequences that had to start over because pages had run out.
+        finished: choices by finish reason.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_available_pages: int
+    prefix_queries: int
+    prefix_hits: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_preemptions: int
+    finished: Mapping[str, int]
+
+
+class EngineCore:
+    """Requests in, outputs out, one step at a time."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        config: SchedulerConfig,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
+        """Without a tokenizer the outputs hold tokens and no text, and stop strings are refused."""
+        for name in ("num_pages", "page_size"):
+            if getattr(config, name) != getattr(executor, name):
+                raise ConfigError(f"{name} is {getattr(config, name)}, but the executor has {getattr(executor, name)}.")
+        if config.max_model_len > executor.max_model_len:
+            raise ConfigError(
+                f"max_model_len is {config.max_model_len}, but the compiled model takes {executor.max_model_len}."
+            )
+        self.executor = executor
+        self.scheduler = Scheduler(config, eos_token_ids)
+        self._tokenizer = tokenizer
+        self._texts: dict[int, Detokenizer] = {}
+        self._next_seq_id = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._finished: dict[str, int] = dict.fromkeys(get_args(FinishReason), 0)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.scheduler.max_model_len
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work()
+
+    def add_request(self, request_id: str, prompt_ids: Collection[int], params: SamplingParams) -> None:
+        """Queue a request, or raise the RequestError that says why not."""
+        vocab = self.executor.vocab_size
+        if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab:
+            raise RequestError(f"The prompt holds token ids outside the vocabulary of {vocab}.", param="prompt")
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab:
+                raise RequestError(f"{name} holds token ids outside the vocabulary of {vocab}.", param=name)
+        if params.stop and self._tokenizer is None:
+            raise RequestError("Stop strings need a tokenizer, and this engine has none.", param="stop")
+        request = Request(request_id, list(prompt_ids), params, self._next_seq_id)
+        self.scheduler.add(request)
+        self._next_seq_id += params.n
+        self._num_prompt_tokens += len(request.prompt_ids)
+        if self._tokenizer is not None:
+            for sequence in request.sequences:
+                stream = self._tokenizer.stream(params.skip_special_tokens)
+                self._texts[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request and free its pages now; return its last output, or None if the id is unknown."""
+        outputs = self._emit((sequence, None) for sequence in self.scheduler.abort(request_id))
+        return outputs[0] if outputs else None
+
+    def step(self) -> list[RequestOutput]:
+        """Compute the next tokens of whoever is due. At most one output per request."""
+        plan = self.scheduler.schedule()
+        if not plan.scheduled:
+            return []
+        sampled = self.executor.execute(plan)
+        return self._emit(self.scheduler.update(plan, sampled))
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_pages=scheduler.pool.num_pages,
+            num_available_pages=scheduler.pool.num_available,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            finished=dict(self._finished),
+        )
+
+    def close(self) -> None:
+        self.executor.close()
+
+    def _emit(self, news: Iterable[tuple[Sequence, SampledToken | None]]) -> list[RequestOutput]:
+        deltas: dict[Request, list[ChoiceDelta]] = {}
+        for sequence, token in news:
+            deltas.setdefault(sequence.request, []).append(self._delta(sequence, token))
+        return [
+            RequestOutput(
+                request_id=request.request_id,
+                deltas=tuple(its),
+                num_prompt_tokens=len(request.prompt_ids),
+                num_cached_tokens=request.sequences[0].num_cached_tokens,
+                finished=request.finished,
+            )
+            for request, its in deltas.items()
+        ]
+
+    def _delta(self, sequence: Sequence, token: SampledToken | None) -> ChoiceDelta:
+        text, words = "", self._texts.get(sequence.seq_id)
+        if words is not None:
+            if token is not None and sequence.finish_reason != "stop":  # a token that stops is not part of the text
+                text = words.push(token.token_id)
+            if sequence.finish_reason is not None:
+                text += words.flush()
+            if words.stop is not None and sequence.finish_reason in (None, "length"):
+                self.scheduler.finish(sequence, "stop", words.stop)
+        if sequence.finish_reason is not None:
+            self._finished[sequence.finish_reason] += 1
+            self._texts.pop(sequence.seq_id, None)
+        self._num_generated_tokens += token is not None
+        return ChoiceDelta(
+            index=sequence.index,
+            token_ids=(token.token_id,) if token is not None else (),
+            text=text,
+            logprobs=(token.logprob,) if token is not None and token.logprob is not None else None,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+            error=sequence.error,
+        )

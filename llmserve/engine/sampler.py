@@ -1,0 +1,157 @@
+"""Logits → tokens, in numpy on the host: the reference that works on every platform, row by row.
+
+A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. Rows that
+are greedy and plain cost one argmax. Keeps no state: what a sequence has said so far is read from the sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection
+from collections.abc import Sequence as Rows
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError
+from .output import SampledToken, TokenLogprob
+from .sampling_params import SamplingParams
+from .scheduler import Sampled
+from .sequence import Sequence
+
+_Floats = npt.NDArray[np.float32]
+_Ids = npt.NDArray[np.int64]
+
+_CUTS = (1e-2, 1e-4, 1e-6, 0.0)  # weights, relative to the largest, down to which candidates are looked for
+_BLOCK = 512
+
+
+class Sampler:
+    """Chooses tokens as `SamplingParams` ask.
+
+    In order: logit_bias, repetition, presence and frequency penalties, min_tokens; then temperature, min_p, top_k, and
+    top_p of what these left (vLLM's order). Log-probabilities are the model's own, from before all of this.
+    """
+
+    def __init__(self, eos_token_ids: Collection[int] = ()) -> None:
+        self._eos = list(eos_token_ids)
+
+    def sample(self, logits: npt.NDArray[np.floating], sequences: Rows[Sequence]) -> list[Sampled]:
+        """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
+        rows = logits.astype(np.float32, copy=False)
+        return [self._sample_row(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
+
+    def _sample_row(self, raw: _Floats, sequence: Sequence) -> Sampled:
+        params = sequence.request.params
+        row = self._adjust(raw, sequence)
+        best = int(row.argmax())  # of the first NaN, if there is one
+        if not math.isfinite(row[best]):
+            return EngineError(f"The model's logits for token {len(sequence.token_ids)} are not finite: {row[best]}.")
+        if params.greedy:
+            token = best
+        else:
+            token = _choose(row, float(row[best]), params, _uniform(sequence.seed, len(sequence.token_ids)))
+        return SampledToken(token, None if params.logprobs is None else _logprob(raw, token, params.logprobs))
+
+    def _adjust(self, raw: _Floats, sequence: Sequence) -> _Floats:
+        """The logits with biases, penalties and bans applied; `raw` itself, untouched, where nothing is asked for."""
+        params = sequence.request.params
+        banned = sequence.num_generated_tokens < params.min_tokens
+        repeats = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        if not (banned or repeats or params.logit_bias or params.repetition_penalty != 1.0):
+            return raw
+        row: _Floats = raw.copy()
+        if params.logit_bias:
+            row[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+        if params.repetition_penalty != 1.0:
+            seen = np.array(sequence.token_ids)
+            values = row[seen]
+            row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        if repeats and sequence.num_generated_tokens:
+            said, counts = np.unique(sequence.token_ids[sequence.num_prompt_tokens :], return_counts=True)
+            row[said] -= params.presence_penalty + params.frequency_penalty * counts.astype(np.float32)
+        if banned:
+            row[[*(() if params.ignore_eos else self._eos), *params.stop_token_ids]] = -np.inf
+        return row
+
+
+def _uniform(seed: int, position: int) -> float:
+    """The random number in [0, 1) of a position in a sequence: a hash, so there is no generator to replay."""
+    digest = hashlib.blake2b(position.to_bytes(8, "little"), key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _choose(row: _Floats, peak: float, params: SamplingParams, uniform: float) -> int:
+    """Draw from softmax(row / temperature) after min_p, top_k and top_p."""
+    with np.errstate(over="ignore"):  # a ban may be the least float instead of -inf
+        weights = np.exp((row - np.float32(peak)) / np.float32(params.temperature))  # 1 at the peak
+    if params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
+        return _draw(weights, uniform)
+    ids = _kept(weights, params)
+    return int(ids[_draw(weights[ids], uniform)])
+
+
+def _kept(weights: _Floats, params: SamplingParams) -> _Ids:
+    """The ids that min_p, top_k and top_p leave, in rising order. Of equals the lower id stays, as argmax has it."""
+    ids = _candidates(weights, params)
+    kept = weights[ids]
+    count = min(params.top_k, len(ids)) if params.top_k > 0 else len(ids)
+    if params.top_p < 1.0:
+        falling = np.sort(kept)[::-1][:count]
+        mass = np.cumsum(falling, dtype=np.float64)
+        total = mass[-1] if params.top_k > 0 or params.min_p > 0.0 else float(weights.sum())
+        count = min(count, int(np.searchsorted(mass, params.top_p * total)) + 1)
+        least = falling[count - 1]
+    elif count < len(ids):
+        least = np.partition(kept, len(ids) - count)[len(ids) - count]
+    else:
+        return ids
+    above = np.flatnonzero(kept >= least)
+    if len(above) > count:
+        equals = above[kept[above] == least]
+        above = np.setdiff1d(above, equals[count - len(above) :], assume_unique=True)
+    return ids[above]
+
+
+def _candidates(weights: _Floats, params: SamplingParams) -> _Ids:
+    """Ids whose weights reach some cut, which hold all that top_k or top_p will keep; just those that min_p keeps.
+
+    Real distributions are peaked, a few tokens carry the mass asked for: only what reaches a high cut is sorted later,
+    and the whole vocabulary only if nearly all of it is wanted.
+    """
+    if params.min_p > 0.0:
+        return np.flatnonzero(weights >= params.min_p)
+    wanted = params.top_p * float(weights.sum())
+    for cut in _CUTS:
+        ids = np.flatnonzero(weights >= cut)
+        if len(ids) >= params.top_k if params.top_k > 0 else float(weights[ids].sum()) >= wanted:
+            break
+    return ids
+
+
+def _draw(weights: _Floats, uniform: float) -> int:
+    """An index, with probability proportional to its weight: the inverse of the cumulative sum, two levels deep."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    blocks = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    target = min(uniform * blocks[-1], np.nextafter(blocks[-1], 0.0))
+    block = int(np.searchsorted(blocks, target, side="right"))
+    target -= blocks[block - 1] if block else 0.0
+    start = block * _BLOCK
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    at = int(np.searchsorted(inside, target, side="right"))
+    if at == len(inside):  # the two levels' sums differ in the last bits
+        at = int(np.flatnonzero(weights[start : start + _BLOCK])[-1])
+    return start + at
+
+
+def _logprob(raw: _Floats, token: int, count: int) -> TokenLogprob:
+    peak = float(raw.max())
+    norm = peak + math.log(float(np.exp(raw - np.float32(peak)).sum()))
+    top: list[tuple[int, float]] = []
+    if count:
+        count = min(count, len(raw))
+        ids = np.argpartition(raw, len(raw) - count)[len(raw) - count :]
+        ids = ids[np.lexsort((ids, -raw[ids]))]
+        top = [(int(i), float(raw[i]) - norm) for i in ids]
+    return TokenLogprob(token, float(raw[token]) - norm, tuple(top))

@@ -1,0 +1,294 @@
+"""Decides which tokens of which sequences the model computes next, and books what came back. Arithmetic only.
+
+There is no prefill and no decode here: a sequence has tokens, some of them computed, and catches up. A plan is
+{sequence: number of tokens}, within a budget of tokens, pages and sequences. The model, text and clients are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ..errors import ConfigError, ContextLengthError, EngineError, QueueFullError, RequestError
+from .output import FinishReason, SampledToken
+from .page_pool import PagePool
+from .prefix_cache import ROOT, PrefixCache
+from .sequence import Request, Sequence, Status
+
+Sampled = SampledToken | EngineError
+"""What the executor reports for a sequence: its token, or why there is none (the sequence ends, the engine goes on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """The limits of one engine.
+
+    Attributes:
+        max_num_seqs: sequences running at once.
+        max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
+        max_model_len: tokens in a sequence, prompt included. What the pages can hold bounds it too.
+        page_size, num_pages: the KV cache.
+        prefix_caching: reuse the pages of prompts that begin alike.
+        max_waiting: sequences that may wait, beside those that may run, before new requests are refused.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    prefix_caching: bool = True
+    max_waiting: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_model_len", "page_size", "num_pages"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_waiting < 0:
+            raise ConfigError(f"max_waiting must not be negative, got {self.max_waiting}.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): every running sequence decodes a token in each step."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """The next `num_tokens` uncomputed tokens of a sequence. Its pages have room for them."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token follows, i.e. the last known one is among these. Holds until the plan is booked."""
+        return self.sequence.num_computed_tokens + self.num_tokens == len(self.sequence.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step's plan.
+
+    Attributes:
+        scheduled: what to compute; sequences that decode come first.
+        preempted: seq_ids that lost their pages in making this plan and will start over.
+        finished: seq_ids that ended since the last plan; whoever keeps state by seq_id drops it now.
+    """
+
+    scheduled: tuple[ScheduledSequence, ...]
+    preempted: tuple[int, ...] = ()
+    finished: tuple[int, ...] = ()
+
+
+class Scheduler:
+    """Queues, pages and progress of all requests.
+
+    `running` is in the order of admission and `waiting` first come, first served. When pages run out, the sequence that
+    was admitted last gives its pages back and goes to the front of the queue; as no request can need more pages than
+    there are, the one admitted first always gets on, and so do all in their turn.
+    """
+
+    def __init__(self, config: SchedulerConfig, eos_token_ids: Collection[int] = ()) -> None:
+        self.config = config
+        self.max_model_len = min(config.max_model_len, config.num_pages * config.page_size)
+        self.pool = PagePool(config.num_pages)
+        self.cache = PrefixCache(self.pool, config.page_size)
+        self.requests: dict[str, Request] = {}
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.num_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._eos = frozenset(eos_token_ids)
+        self._finished: list[int] = []
+        self._misfit = (-1, -1)  # the sequence that last found no room, and the pages that there were
+
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. RequestError if it can never be served, QueueFullError if it cannot be now."""
+        length, config = len(request.prompt_ids), self.config
+        if length == 0:
+            raise RequestError("The prompt must not be empty.", param="messages")
+        if length >= self.max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your messages resulted "
+                f"in {length} tokens, which leaves no room for an answer. Please reduce the length of the messages."
+            )
+        if request.request_id in self.requests:
+            raise RequestError(f"A request with the id {request.request_id!r} is being served already.")
+        room = config.max_num_seqs + config.max_waiting - len(self.running) - len(self.waiting)
+        if len(request.sequences) > room:
+            raise QueueFullError(
+                f"The server is busy: {len(self.waiting)} sequences wait and {len(self.running)} run. "
+                "Please try again later."
+            )
+        wanted = request.params.max_tokens
+        request.max_length = self.max_model_len if wanted is None else min(self.max_model_len, length + wanted)
+        self.requests[request.request_id] = request
+        self.waiting.extend(request.sequences)
+
+    def abort(self, request_id: str) -> list[Sequence]:
+        """End a request's unfinished sequences, free their pages and return them; none if the id is unknown."""
+        request = self.requests.get(request_id)
+        ended = [s for s in request.sequences if s.status is not Status.FINISHED] if request else []
+        for sequence in ended:
+            self.finish(sequence, "abort")
+        return ended
+
+    def schedule(self) -> SchedulerOutput:
+        """Plan one step: who decodes, then who is catching up, then who waits, as far as the limits allow."""
+        budget = self.config.max_num_batched_tokens
+        scheduled: list[ScheduledSequence] = []
+        preempted: list[int] = []
+        for sequence in sorted(self.running, key=_is_catching_up):
+            # Only decodes grow their page table (`_admit`), they come first, and the victim is the last admitted:
+            # so nobody is preempted who is in the plan already.
+            while sequence.status is Status.RUNNING and not self._grow(sequence):
+                preempted.append(self._preempt(self.running.pop()))
+            if sequence.status is Status.RUNNING and budget:
+                scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
+                budget -= scheduled[-1].num_tokens
+        if not preempted:
+            self._admit_waiting(scheduled, budget)
+        if not scheduled and self.has_work():
+            raise AssertionError("the scheduler is stuck: there is work, and none of it fits")
+        finished, self._finished = tuple(self._finished), []
+        return SchedulerOutput(tuple(scheduled), tuple(preempted), finished)
+
+    def update(
+        self, plan: SchedulerOutput, sampled: Mapping[int, Sampled]
+    ) -> list[tuple[Sequence, SampledToken | None]]:
+        """Book an executed plan; return the sequences that it added a token to, or that it failed (with None)."""
+        news: list[tuple[Sequence, SampledToken | None]] = []
+        for item in plan.scheduled:
+            sequence = item.sequence
+            result = sampled[sequence.seq_id] if item.samples else None
+            if isinstance(result, EngineError):
+                self.fail(sequence, str(result))
+                news.append((sequence, None))
+                continue
+            sequence.num_computed_tokens += item.num_tokens
+            self._index_pages(sequence)
+            if result is not None:
+                sequence.token_ids.append(result.token_id)
+                self._check_end(sequence, result.token_id)
+                news.append((sequence, result))
+        return news
+
+    def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None) -> None:
+        """End a sequence and free its pages. One that has ended already only changes its reason."""
+        sequence.finish_reason, sequence.stop_reason = reason, stop_reason
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.status = Status.FINISHED
+        self._release_pages(sequence)
+        self._finished.append(sequence.seq_id)
+        if sequence.request.finished:
+            del self.requests[sequence.request.request_id]
+
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """End a sequence that the model could not go on with, and let nobody reuse what it computed."""
+        self.cache.forget(sequence.pages)
+        sequence.error = error
+        self.finish(sequence, "error")
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if pages leak or are shared by mistake. For tests; O(pages)."""
+        self.pool.check_integrity([s.pages for s in self.running])
+        for sequence in self.running:
+            if len(set(sequence.pages)) != len(sequence.pages):
+                raise AssertionError(f"sequence {sequence.seq_id} holds a page twice")
+        if any(s.pages for s in self.waiting):
+            raise AssertionError("a waiting sequence holds pages")
+
+    def _admit_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+        held_back: list[Sequence] = []
+        while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
+            sequence = self.waiting[0]
+            first = sequence.request.sequences[0]
+            if sequence is not first and not first.num_generated_tokens and first.status is not Status.FINISHED:
+                # Choice 0 computes the prompt, and the others find it in the prefix cache.
+                held_back.append(self.waiting.popleft())
+                continue
+            if not self._admit(sequence):
+                break
+            self.waiting.popleft()
+            scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
+            budget -= scheduled[-1].num_tokens
+        self.waiting.extendleft(reversed(held_back))
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Take pages for all tokens known so far, so that a prompt once begun cannot run out of them."""
+        if self._misfit[0] == sequence.seq_id and self.pool.num_available <= self._misfit[1]:
+            return False  # spares a long prompt its look-up in each step that it waits
+        found, node = self.cache.acquire(sequence.token_ids) if self.config.prefix_caching else ([], ROOT)
+        missing = -(-len(sequence.token_ids) // self.config.page_size) - len(found)
+        # One spare page for each that runs, or the newcomer would be thrown out as soon as they grow.
+        fresh = self.pool.allocate(missing) if missing + len(self.running) <= self.pool.num_available else None
+        if fresh is None:
+            self.pool.release(reversed(found))
+            self._misfit = (sequence.seq_id, self.pool.num_available)
+            return False
+        sequence.pages = found + fresh
+        sequence.num_indexed_pages, sequence.prefix_node = len(found), node
+        sequence.num_computed_tokens = len(found) * self.config.page_size
+        sequence.status = Status.RUNNING
+        self.running.append(sequence)
+        if not sequence.num_preemptions:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.prefix_queries += len(sequence.token_ids)
+            self.prefix_hits += sequence.num_cached_tokens
+        return True
+
+    def _grow(self, sequence: Sequence) -> bool:
+        missing = -(-len(sequence.token_ids) // self.config.page_size) - len(sequence.pages)
+        if missing <= 0:
+            return True
+        fresh = self.pool.allocate(missing)
+        sequence.pages += fresh or ()
+        return fresh is not None
+
+    def _preempt(self, sequence: Sequence) -> int:
+        self._release_pages(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+        return sequence.seq_id
+
+    def _release_pages(self, sequence: Sequence) -> None:
+        self.pool.release(reversed(sequence.pages))  # the end of a prompt is the least likely to be asked for again
+        sequence.pages = []
+        sequence.num_computed_tokens = sequence.num_indexed_pages = 0
+        sequence.prefix_node = ROOT
+
+    def _index_pages(self, sequence: Sequence) -> None:
+        size = self.config.page_size
+        if not self.config.prefix_caching:
+            return
+        for i in range(sequence.num_indexed_pages, sequence.num_computed_tokens // size):
+            tokens = sequence.token_ids[i * size : (i + 1) * size]
+            sequence.prefix_node = self.cache.insert(sequence.prefix_node, tokens, sequence.pages[i])
+            sequence.num_indexed_pages = i + 1
+
+    def _check_end(self, sequence: Sequence, token_id: int) -> None:
+        params = sequence.request.params
+        if sequence.num_generated_tokens > params.min_tokens:
+            if token_id in self._eos and not params.ignore_eos:
+                self.finish(sequence, "stop")
+            elif token_id in params.stop_token_ids:
+                self.finish(sequence, "stop", token_id)
+        if sequence.finish_reason is None and len(sequence.token_ids) >= sequence.request.max_length:
+            self.finish(sequence, "length")
+
+
+def _is_catching_up(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed_tokens > 1
