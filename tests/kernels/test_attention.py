@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmserve.kernels.cpu.attention import AttentionShape, paged_attention, rope_append
+from llmserve.kernels.base import AttentionShape
+from llmserve.kernels.cpu.attention import page_tensor, paged_attention, query_tile, rope_append
 
 from .harness import RUNNABLE, compiled
 
@@ -53,7 +54,7 @@ def test_attention_equals_the_reference(shape, isa):
         counts = [-(-n // shape.page_size) for n in total]
         order = rng.permutation(sum(counts) + 3)
         # Stale pages hold NaN: what a row must not see, it must not even multiply by zero.
-        pages = np.full(shape.page_tensor(len(order)), np.nan, np.float16)
+        pages = np.full(page_tensor(shape, len(order)), np.nan, np.float16)
         tables, expected, queries, positions, tiles = [], [], [], [], []
         row = 0
         for index, (history, new) in enumerate(batch):
@@ -67,7 +68,7 @@ def test_attention_equals_the_reference(shape, isa):
             expected.append(reference(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), at, shape, 0.17))
             queries.append(q)
             positions.append(at)
-            tiles += [(index, row + t, min(shape.tile, new - t)) for t in range(0, new, shape.tile)]
+            tiles += [(index, row + t, min(query_tile(shape), new - t)) for t in range(0, new, query_tile(shape))]
             row += new
         q = np.concatenate(queries).reshape(row, -1)
         out = np.full_like(q, np.nan)
@@ -92,7 +93,7 @@ def test_rope_append_equals_the_reference(norm, isa):
     angle = np.outer(np.arange(40), 10000.0 ** (-np.arange(d // 2) / (d // 2)))
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     weights = [rng.uniform(0.5, 2, d).astype(np.float32) for _ in range(2)] if norm else []
-    pages = np.zeros(shape.page_tensor(3), np.float16)
+    pages = np.zeros(page_tensor(shape, 3), np.float16)
     q = np.zeros((m, shape.heads * d), np.float32)
     compiled(rope_append("rope", shape, isa, norm), isa)(qkv, positions, slots, cos, sin, *weights, pages, q)
 
@@ -125,7 +126,7 @@ def test_a_rows_result_does_not_depend_on_its_neighbours():
     shape = SHAPES["mha"]
     kernel = compiled(paged_attention("attention", shape, isa, 0.2), isa)
     rng = np.random.default_rng(3)
-    pages = np.zeros(shape.page_tensor(4), np.float16)
+    pages = np.zeros(page_tensor(shape, 4), np.float16)
     k, v = (rng.standard_normal((50, shape.kv_heads, shape.head_dim)).astype(np.float16) for _ in "kv")
     paged(k, v, [2, 0, 3, 1], pages, shape)
     q = rng.standard_normal((50, shape.heads * shape.head_dim)).astype(np.float32)
@@ -137,6 +138,6 @@ def test_a_rows_result_does_not_depend_on_its_neighbours():
         kernel(q[rows], np.array(rows, np.int32), *columns, *tables, pages, out)
         return out
 
-    whole = run(list(range(50)), [(0, t, min(shape.tile, 50 - t)) for t in range(0, 50, shape.tile)])
+    whole = run(list(range(50)), [(0, t, min(query_tile(shape), 50 - t)) for t in range(0, 50, query_tile(shape))])
     for row in (0, 15, 16, 17, 48, 49):
         np.testing.assert_array_equal(run([row], [(0, 0, 1)])[0], whole[row])

@@ -9,11 +9,11 @@ on its own keys alone: neither batching, chunking nor prefix sharing changes a b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx import PrimFunc
 
+from ..base import AttentionShape
 from ..tir import T, block, build, f32, full, put, scratch, sized, vec, when
 from .isa import Isa
 from .vector_math import exp2
@@ -22,28 +22,14 @@ ROW_BLOCK = 4  # query rows that share one loaded (and widened) vector of the pa
 _NO_SCORE = -1e30  # finite, so that differences of it stay numbers
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """What attention kernels depend on. `window`: keys a query sees, itself included; 0 for all of them."""
+def query_tile(shape: AttentionShape) -> int:
+    """Query tokens that share one walk over the pages."""
+    return max(1, ROW_BLOCK // shape.group)
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    page_size: int
-    window: int = 0
 
-    @property
-    def group(self) -> int:
-        """Query heads per key-value head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def tile(self) -> int:
-        """Query tokens that share one walk over the pages."""
-        return max(1, ROW_BLOCK // self.group)
-
-    def page_tensor(self, num_pages: Any) -> tuple[Any, ...]:
-        return (num_pages, 2, self.kv_heads, self.page_size * self.head_dim)
+def page_tensor(shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
+    """Shape of one layer's pages."""
+    return (num_pages, 2, shape.kv_heads, shape.page_size * shape.head_dim)
 
 
 def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | None) -> PrimFunc:
@@ -65,7 +51,7 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
         cos = sized("cos", (table, half), "float32")
         sin = sized("sin", (table, half), "float32")
         norms = [sized(n, (d,), "float32") for n in ("q_norm", "k_norm")] if qk_norm is not None else []
-        pages = sized("pages", shape.page_tensor(num_pages), "float16")
+        pages = sized("pages", page_tensor(shape, num_pages), "float16")
         q = sized("q", (m, shape.heads * d), "float32")
 
         def rotate(row: Any, first: Any, norm: Any, out: Any) -> None:
@@ -113,12 +99,12 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
     """softmax(scale · q kᵀ) v over each sequence's pages, causal, for any mix of decodes and prefill chunks.
 
     q float32 [M, heads * D] · positions int32 [M] · tile_seq, tile_row, tile_rows int32 [tiles]: which sequence a tile of
-    up to `shape.tile` consecutive rows belongs to, its first row, how many rows · page_indptr int32 [B + 1] and
+    up to `query_tile` consecutive rows belongs to, its first row, how many rows · page_indptr int32 [B + 1] and
     page_values int32 [P], the page tables · pages float16, holding all keys up to each row's position ·
     out float32 [M, heads * D]. Oracle: tests/kernels/test_attention.py.
     """
     d, size, group = shape.head_dim, shape.page_size, shape.group
-    lanes = math.gcd(isa.lanes, size)
+    lanes, tile_tokens = math.gcd(isa.lanes, size), query_tile(shape)
     wide = math.gcd(2 * isa.lanes, d)  # head-dimension elements accumulated together
     step = math.gcd(isa.lanes, d)
 
@@ -131,7 +117,7 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
         tile_rows = sized("tile_rows", (num_tiles,), "int32")
         indptr = sized("page_indptr", (batch,), "int32")
         values = sized("page_values", (num_values,), "int32")
-        pages = sized("pages", shape.page_tensor(num_pages), "float16")
+        pages = sized("pages", page_tensor(shape, num_pages), "float16")
         out = sized("out", (m, shape.heads * d), "float32")
 
         def walk(tile: Any, head: Any, tokens: int) -> None:
@@ -238,13 +224,13 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
 
         with T.parallel(num_tiles * shape.kv_heads) as item, block("attention"):
             tile, current_head = item // shape.kv_heads, item % shape.kv_heads
-            if shape.tile == 1:
+            if tile_tokens == 1:
                 walk(tile, current_head, 1)
             else:
                 with T.If(tile_rows[tile] == 1):
                     with T.Then():
                         walk(tile, current_head, 1)
                     with T.Else():
-                        walk(tile, current_head, shape.tile)
+                        walk(tile, current_head, tile_tokens)
 
     return build(name, body)

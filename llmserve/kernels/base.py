@@ -1,0 +1,123 @@
+"""What a platform's kernels offer to models and schemes: a protocol, and the set that is active while a model is traced.
+
+Layers call these methods and never learn which platform answers; a new platform implements this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from tvm.relax.frontend.nn import Tensor
+
+from ..quant.group import GroupFormat
+
+Storage = GroupFormat | str
+"""How a weight is stored: a group format, or a float dtype's name ("float32", "float16")."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's tokens, as the exported function receives them. All int32 but for the rotary tables.
+
+    token_ids, positions, slots [M]: flattened tokens of all sequences; slot = page * page_size + offset in the page.
+    tile_seq, tile_row, tile_rows [tiles]: runs of consecutive rows of one sequence (see `KernelSet.query_tile`).
+    page_indptr [B + 1], page_values [P]: the page tables. logit_rows [R]: rows whose logits are wanted.
+    cos, sin float32 [positions, head_dim / 2]: the rotary tables.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    tile_seq: Tensor
+    tile_row: Tensor
+    tile_rows: Tensor
+    page_indptr: Tensor
+    page_values: Tensor
+    logit_rows: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What attention kernels depend on. `window`: keys a query sees, itself included; 0 for all of them."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    window: int = 0
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head."""
+        return self.heads // self.kv_heads
+
+
+class Weight(Protocol):
+    """One weight matrix [out, in] in this platform's memory layout, and the operators over it."""
+
+    params: Mapping[str, tuple[tuple[int, ...], str]]
+    """Parameter suffix → (shape, dtype) of this layout."""
+
+    def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """From storage (`q_weight` and `q_scale`, or `weight`; `bias`) to `params`."""
+
+    def matmul(self, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """x [M, in] → x Wᵀ + b [M, out]."""
+
+    def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """ids int32 [M] → rows [M, in]."""
+
+
+class KernelSet(Protocol):
+    """The operators that a decoder needs. `compute_dtype` is that of activations."""
+
+    name: str
+    compute_dtype: str
+
+    def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Weight: ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual)."""
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor: ...
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor: ...
+
+    def query_tile(self, shape: AttentionShape) -> int:
+        """Consecutive query tokens that one attention tile may hold."""
+
+    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[tuple[Any, ...], str]:
+        """Shape and dtype of one layer's pages."""
+
+    def rope_append(
+        self, qkv: Tensor, norms: tuple[Tensor, ...], eps: float, batch: Batch, pages: Tensor, shape: AttentionShape
+    ) -> tuple[Tensor, Tensor]:
+        """(rotated queries [M, heads * D], pages with this step's keys and values written in place)."""
+
+    def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor: ...
+
+
+_ACTIVE: ContextVar[KernelSet] = ContextVar("active kernel set")
+
+
+def active() -> KernelSet:
+    """The kernel set of the model that is being built or traced."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def using(kernels: KernelSet) -> Iterator[None]:
+    token = _ACTIVE.set(kernels)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)

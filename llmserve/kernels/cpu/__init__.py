@@ -1,0 +1,154 @@
+"""The CPU kernel set: binds the TIR of this folder to the protocol in kernels/base.py for one instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tvm.relax.frontend.nn import Tensor, op
+from tvm.tirx import PrimFunc
+
+from ...quant.group import GroupFormat
+from ..base import AttentionShape, Batch, Storage
+from . import attention, elementwise, layout, linear
+from .isa import Isa
+
+
+def _empty(*shape: Any, dtype: str = "float32") -> Tensor:
+    return Tensor.placeholder(list(shape), dtype)
+
+
+@dataclass(frozen=True)
+class CpuWeight:
+    """A weight in tiles of the instruction set's rows."""
+
+    out_features: int
+    in_features: int
+    storage: Storage
+    has_bias: bool
+    isa: Isa
+
+    @cached_property
+    def params(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        rows, count = self.isa.rows, layout.tiles(self.out_features, self.isa.rows)
+        if isinstance(self.storage, GroupFormat):
+            groups, vectors = self.storage.groups(self.in_features), layout.vectors(self.storage)
+            params: dict[str, tuple[tuple[int, ...], str]] = {
+                "q": ((count, groups, vectors, 4 * rows), "uint8"),
+                "s": ((count, groups, rows), "float16"),
+            }
+        else:
+            params = {"w": ((count, self.in_features, rows), self.storage)}
+        if self.has_bias:
+            params["b"] = ((count * rows,), "float32")
+        return params
+
+    def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = {}
+        if isinstance(self.storage, GroupFormat):
+            out["q"], out["s"] = layout.tile_quantized(stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows)
+        else:
+            out["w"] = layout.tile_float(stored["weight"], self.isa.rows)
+        if self.has_bias:
+            out["b"] = np.zeros(self.params["b"][0], np.float32)
+            out["b"][: self.out_features] = stored["bias"]
+        return out
+
+    @cached_property
+    def _name(self) -> str:
+        kind = self.storage.name if isinstance(self.storage, GroupFormat) else self.storage
+        return f"{kind}_{self.out_features}x{self.in_features}"
+
+    @cached_property
+    def _matmul(self) -> PrimFunc:
+        name = f"linear_{self._name}{'_bias' if self.has_bias else ''}"
+        shape = (self.out_features, self.in_features)
+        make: Callable[..., PrimFunc] = (
+            linear.quantized_linear if isinstance(self.storage, GroupFormat) else linear.float_linear
+        )
+        return make(name, *shape, self.storage, self.isa, self.has_bias)
+
+    @cached_property
+    def _rows(self) -> PrimFunc:
+        make: Callable[..., PrimFunc] = (
+            elementwise.quantized_rows if isinstance(self.storage, GroupFormat) else elementwise.float_rows
+        )
+        return make(f"rows_{self._name}", self.out_features, self.in_features, self.storage, self.isa)
+
+    def matmul(self, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        func = self._matmul.without_attr("global_symbol")
+        return op.tensor_ir_op(func, "linear", [x, *params.values()], _empty(x.shape[0], self.out_features))
+
+    def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        func = self._rows.without_attr("global_symbol")
+        table = [params[name] for name in params if name != "b"]
+        return op.tensor_ir_op(func, "embedding", [ids, *table], _empty(ids.shape[0], self.in_features))
+
+
+@dataclass(frozen=True)
+class CpuKernels:
+    """Kernels for one instruction set; activations are float32, pages float16.
+
+    PrimFuncs are built once for each distinct shape, so a deep model traces quickly.
+    """
+
+    isa: Isa
+    compute_dtype: str = "float32"
+    _built: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"cpu-{self.isa.name}"
+
+    def _once(self, make: Callable[..., Any], *key: Any) -> Any:
+        if (make, *key) not in self._built:
+            self._built[(make, *key)] = make(*key)
+        return self._built[(make, *key)]
+
+    def _func(self, make: Callable[..., PrimFunc], name: str, *args: Any) -> PrimFunc:
+        return self._once(make, name, *args).without_attr("global_symbol")
+
+    def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> CpuWeight:
+        return self._once(CpuWeight, out_features, in_features, storage, bias, self.isa)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        func = self._func(elementwise.rms_norm, "rms_norm", x.shape[1], eps, self.isa, False)
+        return op.tensor_ir_op(func, "rms_norm", [x, weight], _empty(*x.shape))
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        func = self._func(elementwise.rms_norm, "add_rms_norm", x.shape[1], eps, self.isa, True)
+        outputs = (_empty(*x.shape), _empty(*x.shape))
+        return op.tensor_ir_op(func, "add_rms_norm", [x, residual, weight], outputs)
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        width = gate_up.shape[1] // 2
+        func = self._func(elementwise.gated_activation, "gated_silu", width, self.isa)
+        return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width))
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        func = self._func(elementwise.take_rows, "take_rows", x.shape[1], self.isa)
+        return op.tensor_ir_op(func, "take_rows", [x, rows], _empty(rows.shape[0], x.shape[1]))
+
+    def query_tile(self, shape: AttentionShape) -> int:
+        return attention.query_tile(shape)
+
+    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[tuple[Any, ...], str]:
+        return attention.page_tensor(shape, num_pages), "float16"
+
+    def rope_append(
+        self, qkv: Tensor, norms: tuple[Tensor, ...], eps: float, batch: Batch, pages: Tensor, shape: AttentionShape
+    ) -> tuple[Tensor, Tensor]:
+        func = self._func(attention.rope_append, "rope_append", shape, self.isa, eps if norms else None)
+        inputs = [qkv, batch.positions, batch.slots, batch.cos, batch.sin, *norms, pages]
+        q = _empty(qkv.shape[0], shape.heads * shape.head_dim)
+        pages, q = op.tensor_ir_inplace_op(func, "rope_append", inputs, [len(inputs) - 1, -1], (pages, q))
+        return q, pages
+
+    def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor:
+        func = self._func(attention.paged_attention, "attention", shape, self.isa, scale)
+        tiles = [batch.tile_seq, batch.tile_row, batch.tile_rows]
+        inputs = [q, batch.positions, *tiles, batch.page_indptr, batch.page_values, pages]
+        return op.tensor_ir_op(func, "attention", inputs, _empty(*q.shape))

@@ -1,0 +1,117 @@
+"""The exported entry points of every family, written once, and how a family is found by its name.
+
+A family file defines `Config(keys) -> DecoderConfig`, `Model` (a CausalLM), `WEIGHTS` (how its checkpoint names fuse) and
+`TINY` (a config.json for tests).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor
+
+from ..errors import ConfigError, UnsupportedError
+from ..kernels.base import Batch, active
+from . import __path__ as _models_path
+from .config import DecoderConfig, Keys
+from .layers import Decoder, Linear
+
+_NOT_FAMILIES = {"base", "config", "layers", "rope"}
+# Twins: architectures that differ from a family in name only.
+ALIASES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family file defines."""
+
+    name: str
+    config: Callable[[Keys], DecoderConfig]
+    model: type[CausalLM]
+    weights: tuple[Any, ...]
+    tiny: Mapping[str, Any]
+
+
+class CausalLM(nn.Module):
+    """Embedding, layers, norm and head; `step` is the one function that the engine calls."""
+
+    def __init__(self, config: DecoderConfig, page_size: int) -> None:
+        self.config = config
+        self.model = Decoder(config, page_size)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.vocab_size, config.hidden_size)
+
+    def step(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        tile_seq: Tensor,
+        tile_row: Tensor,
+        tile_rows: Tensor,
+        page_indptr: Tensor,
+        page_values: Tensor,
+        logit_rows: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        pages: list[Tensor],
+    ) -> Tensor:
+        """One engine step → logits float32 [R, vocab]. Arguments: `kernels.base.Batch`; pages, one tensor a layer."""
+        batch = Batch(
+            token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
+        )
+        hidden = self.model(batch, pages)
+        return self.model.embed_tokens.project(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
+
+    def spec(self) -> nn.spec.ModuleSpec:
+        """Shapes and dtypes of `step`'s arguments; sizes in words are symbolic."""
+        config = self.config
+
+        def int32(size: str) -> nn.spec.Tensor:
+            return nn.spec.Tensor([size], "int32")
+
+        page_shape, page_dtype = active().page_tensor(self.model.layers[0].self_attn.shape, "num_pages")
+        method = {
+            **{name: int32("num_tokens") for name in ("token_ids", "positions", "slots")},
+            **{name: int32("num_tiles") for name in ("tile_seq", "tile_row", "tile_rows")},
+            "page_indptr": int32("num_indptr"),
+            "page_values": int32("num_page_values"),
+            "logit_rows": int32("num_logits"),
+            **{name: nn.spec.Tensor(["table", config.head_dim // 2], "float32") for name in ("cos", "sin")},
+            "pages": [nn.spec.Tensor(list(page_shape), page_dtype) for _ in range(config.num_layers)],
+            "$": {"param_mode": "packed", "effect_mode": "none"},
+        }
+        return nn.spec.ModuleSpec.from_raw({"step": method}, self)
+
+
+def families() -> list[str]:
+    """The model types that have a file here, and their aliases."""
+    files = (m.name for m in iter_modules(_models_path))
+    return sorted({name for name in files if name not in _NOT_FAMILIES} | set(ALIASES))
+
+
+def family(model_type: str) -> Family:
+    """The family of a config.json's `model_type`. Raises UnsupportedError with what is supported."""
+    supported = families()
+    if model_type not in supported:
+        close = difflib.get_close_matches(str(model_type), supported, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UnsupportedError(
+            f"Models of type {model_type!r} are not supported{hint}; supported are {', '.join(supported)}."
+        )
+    module = import_module(f".{ALIASES.get(model_type, model_type)}", __package__)
+    return Family(model_type, module.Config, module.Model, tuple(module.WEIGHTS), module.TINY)
+
+
+def read_family(raw: Mapping[str, Any], source: str = "config.json") -> tuple[Family, DecoderConfig]:
+    """Family and checked config of a checkpoint's config.json."""
+    if not isinstance(raw.get("model_type"), str):
+        raise ConfigError(f"{source} has no 'model_type', so its family is unknown.")
+    found = family(raw["model_type"])
+    return found, found.config(Keys(raw, source))

@@ -1,0 +1,130 @@
+"""The parts that decoder families are made of, as tvm modules over the active kernel set.
+
+Nothing here knows a family, a scheme or a platform: `Linear` and `Embedding` hold no weights until `bind` gives them the
+layout that scheme and platform agreed on, and every operator comes from `kernels.active()`.
+"""
+
+from __future__ import annotations
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor
+
+from ..kernels.base import AttentionShape, Batch, Weight, active
+from .config import DecoderConfig
+
+
+class Matrix(nn.Module):
+    """A weight matrix [out, in] (and bias) that is stored as a scheme says."""
+
+    def __init__(self, out_features: int, in_features: int, bias: bool = False) -> None:
+        self.out_features, self.in_features, self.has_bias = out_features, in_features, bias
+        self.weight_kernel: Weight | None = None
+
+    def bind(self, weight: Weight) -> None:
+        """Create the parameters of this layout; must happen before the module is exported."""
+        self.weight_kernel = weight
+        for name, (shape, dtype) in weight.params.items():
+            setattr(self, name, nn.Parameter(shape, dtype))
+
+    def _bound(self) -> tuple[Weight, dict[str, Tensor]]:
+        assert self.weight_kernel is not None, "bind() comes first"
+        return self.weight_kernel, {name: getattr(self, name) for name in self.weight_kernel.params}
+
+
+class Linear(Matrix):
+    """x [M, in] → [M, out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, params = self._bound()
+        return kernel.matmul(x, params)
+
+
+class Embedding(Matrix):
+    """Token ids [M] → rows [M, in]; the same matrix can serve as the output head."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        kernel, params = self._bound()
+        return kernel.lookup(ids, params)
+
+    def project(self, x: Tensor) -> Tensor:
+        kernel, params = self._bound()
+        return kernel.matmul(x, params)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        self.eps = eps
+        self.weight = nn.Parameter((width,), "float32")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return active().rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual)."""
+        return active().add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over pages; q, k and v come from one matmul."""
+
+    def __init__(self, config: DecoderConfig, page_size: int, window: int) -> None:
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.shape = AttentionShape(heads, kv_heads, dim, page_size, window)
+        self.eps = config.rms_norm_eps
+        self.qkv_proj = Linear((heads + 2 * kv_heads) * dim, config.hidden_size, config.qkv_bias)
+        self.o_proj = Linear(config.hidden_size, heads * dim, config.o_bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(dim, self.eps)
+            self.k_norm = RMSNorm(dim, self.eps)
+
+    def forward(self, x: Tensor, batch: Batch, pages: Tensor) -> Tensor:
+        norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
+        q, pages = active().rope_append(self.qkv_proj(x), norms, self.eps, batch, pages, self.shape)
+        return self.o_proj(active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020); gate and up come from one matmul."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.gate_up_proj = Linear(2 * config.intermediate_size, config.hidden_size, config.mlp_bias)
+        self.down_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(active().gated_silu(self.gate_up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block. The residual sum travels beside the branch, so that each norm takes both in one pass."""
+
+    def __init__(self, config: DecoderConfig, page_size: int, window: int) -> None:
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, page_size, window)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, batch, pages)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig, page_size: int) -> None:
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([DecoderLayer(config, page_size, window) for window in config.window])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, batch: Batch, pages: list[Tensor]) -> Tensor:
+        """Normed hidden states [R, hidden] of the batch's logit rows."""
+        x, residual = self.embed_tokens(batch.token_ids), None
+        for layer, layer_pages in zip(self.layers, pages, strict=True):
+            x, residual = layer(x, residual, batch, layer_pages)
+        rows = (active().take_rows(t, batch.logit_rows) for t in (x, residual))
+        x, _ = self.norm.add(*rows)
+        return x

@@ -1,0 +1,38 @@
+"""Llama 1 to 3.x (Touvron et al. 2023; Grattafiori et al. 2024), and what is built exactly like it."""
+
+from __future__ import annotations
+
+from ..weights.mapping import Fuse
+from .base import CausalLM
+from .config import DecoderConfig, Keys
+
+QKV_AND_GATE_UP = (
+    Fuse("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    Fuse("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+)
+
+
+def Config(keys: Keys) -> DecoderConfig:
+    bias = keys.flag("attention_bias", False)
+    return DecoderConfig.read(
+        keys, family="llama", qkv_bias=bias, o_bias=bias, mlp_bias=keys.flag("mlp_bias", False)
+    )
+
+
+Model = CausalLM
+WEIGHTS = QKV_AND_GATE_UP
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
