@@ -1,0 +1,66 @@
+"""The HTTP application: routers, middleware and the engine's life, put together. No endpoint lives here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from .. import __version__
+from ..config import ServerConfig
+from ..engine import AsyncEngine
+from ..text.chat_template import ChatTemplate
+from ..text.tokenizer import Tokenizer
+from . import chat, completions, errors, metrics, models
+from .middleware import BearerKey, BodyLimit, RequestId
+from .state import ServedModel, Serving
+
+
+def create_app(
+    engine: AsyncEngine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    model: ServedModel,
+    config: ServerConfig,
+) -> FastAPI:
+    """An OpenAI-compatible app over one engine.
+
+    The engine is started and stopped with the app, in the server's event loop; hand it over unstarted.
+    """
+    serving = Serving(engine, tokenizer, chat_template, model, config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop(config.drain_seconds)
+            serving.close()
+
+    middleware = [Middleware(RequestId)]
+    if config.cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware, allow_origins=list(config.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            )
+        )
+    if config.api_keys:
+        middleware.append(Middleware(BearerKey, keys=config.api_keys))
+    middleware.append(Middleware(BodyLimit, max_bytes=config.max_body_bytes))
+
+    app = FastAPI(
+        title="llmserve",
+        version=__version__,
+        lifespan=lifespan,
+        middleware=middleware,
+        strict_content_type=False,  # curl's and old clients' bodies are read for what they are
+    )
+    app.state.serving = serving
+    errors.install(app)
+    for endpoints in (chat, completions, models, metrics):
+        app.include_router(endpoints.router)
+    return app

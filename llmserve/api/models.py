@@ -1,0 +1,53 @@
+"""What is served, and whether it lives: /v1/models, /health, /version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from .. import __version__
+from ..errors import EngineError
+from .state import Serving, ServingDep
+
+router = APIRouter()
+
+
+def _card(serving: Serving, name: str) -> dict[str, Any]:
+    model = serving.model
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+        "root": model.id,
+        "max_model_len": model.max_model_len,
+        "context_length": model.max_model_len,
+    }
+
+
+@router.get("/v1/models")
+async def models(serving: ServingDep) -> dict[str, Any]:
+    """The model under each of its names."""
+    names = (serving.model.id, *serving.model.aliases)
+    return {"object": "list", "data": [_card(serving, name) for name in names]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, serving: ServingDep) -> dict[str, Any]:
+    """One model; names may hold slashes."""
+    serving.check_model(name)
+    return _card(serving, name)
+
+
+@router.get("/health")
+async def health(serving: ServingDep) -> dict[str, str]:
+    """200 while requests can be served, 503 otherwise."""
+    if not serving.engine.is_alive:
+        raise EngineError(serving.engine.dead_reason or "The engine is not running.")
+    return {"status": "ok"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    return {"version": __version__}

@@ -1,0 +1,204 @@
+"""The bodies of requests, as OpenAI's clients send them, and what they ask of sampling.
+
+Fields that llmserve does not know are ignored; fields that it knows and cannot honour are refused in words, since an
+answer that silently lacks what was asked for is worse than none. null always means the default.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..engine import SamplingParams
+from ..errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+_LEGACY_MAX_TOKENS = 16  # what OpenAI's /v1/completions generates unless told otherwise
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+)
+# Accepted and without effect here: hints, book-keeping, and bounds on calls that are not made.
+_WITHOUT_EFFECT = (
+    "metadata",
+    "user",
+    "store",
+    "service_tier",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "verbosity",
+    "parallel_tool_calls",
+    "max_tool_calls",
+)
+_UNSUPPORTED = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "functions",
+    "function_call",
+    "audio",
+    "web_search_options",
+    "continue_final_message",
+    "prompt_logprobs",
+    "use_beam_search",
+    "suffix",
+)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check_supported(self) -> None:
+        """Raise RequestError for what is asked and cannot be done; log what is not understood."""
+        extra = self.model_extra or {}
+        for name in _UNSUPPORTED:
+            if extra.get(name) not in (None, False, [], {}, "", "none"):
+                raise RequestError(f"{name} is not supported.", param=name, code="unsupported_parameter")
+        kind = (self.response_format or {}).get("type", "text")
+        if kind != "text":
+            raise RequestError(
+                f"response_format {kind!r} is not supported yet: its output could not be guaranteed.",
+                param="response_format",
+                code="unsupported_parameter",
+            )
+        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED})
+        if unknown:
+            logger.debug("ignored unknown request fields: %s", ", ".join(unknown))
+
+    def _sampling(self, defaults: Mapping[str, float], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}
+        return SamplingParams(**settings)
+
+
+class Message(BaseModel):
+    """One message of a chat. What else it holds (name, tool_call_id, reasoning …) goes to the template as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[str | dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatRequest(_Request):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if not self.messages:
+            raise RequestError("messages must hold at least one message.", param="messages")
+        if self.tools and self.tool_choice != "none":
+            raise RequestError(
+                'Tool calling is not supported yet; send tool_choice "none" to have tools only described to the model.',
+                param="tools",
+                code="unsupported_parameter",
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+
+    def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """What this request asks of sampling, over a model's defaults."""
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self._sampling(defaults, max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
+
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the messages."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **(self.chat_template_kwargs or {})}
+
+
+class CompletionRequest(_Request):
+    """The body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0)
+    best_of: int | None = None
+    add_special_tokens: bool | None = None
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.best_of not in (None, 1, self.n):
+            raise RequestError("best_of is not supported, only as many as n.", param="best_of")
+        if self.max_tokens == 0:
+            raise RequestError("max_tokens must be at least 1: prompts are not scored yet.", param="max_tokens")
+        if self.echo and self.logprobs is not None:
+            raise RequestError("echo with logprobs is not supported yet: prompts are not scored.", param="echo")
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        if not self.prompt:
+            raise RequestError("prompt must hold at least one prompt.", param="prompt")
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """What this request asks of sampling, over a model's defaults."""
+        max_tokens = _LEGACY_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return self._sampling(defaults, max_tokens, self.logprobs)
