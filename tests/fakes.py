@@ -95,7 +95,7 @@ class FakeStream:
 
 
 class FakeTokenizer:
-    """Tokens that are a few letters of a small alphabet, or half a character, so that stop strings and borders occur."""
+    """Tokens are a few letters of a small alphabet, or half a character, so that stop strings and borders occur."""
 
     _PIECES = (b"a", b"b", b"c", b"ab", b"bc", b"ca", b"abc", b"\xc3", b"\xa9", "é".encode(), b" ", b"")
 
