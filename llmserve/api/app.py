@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -38,7 +39,7 @@ def create_app(
         try:
             yield
         finally:
-            await engine.stop(config.drain_seconds)
+            await engine.stop()  # the server has waited for the open requests already, see `run`
             serving.close()
 
     middleware = [Middleware(RequestId)]
@@ -64,3 +65,14 @@ def create_app(
     for endpoints in (chat, completions, models, metrics):
         app.include_router(endpoints.router)
     return app
+
+
+def run(app: FastAPI, config: ServerConfig) -> None:
+    """Serve until a signal comes; then open requests have `drain_seconds` to end before they are cut off."""
+    uvicorn.run(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level=config.log_level,
+        timeout_graceful_shutdown=round(config.drain_seconds),
+    )

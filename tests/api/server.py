@@ -1,0 +1,132 @@
+"""A real server on a real socket, over an engine whose model is a fake: what the API's tests talk to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from llmserve.api.app import create_app
+from llmserve.api.state import ServedModel
+from llmserve.config import ServerConfig
+from llmserve.engine import AsyncEngine, EngineCore, SampledToken, SchedulerConfig, TokenLogprob
+from llmserve.engine.scheduler import SchedulerOutput
+from llmserve.errors import EngineError
+from llmserve.text.chat_template import ChatTemplate
+from llmserve.text.tokenizer import Tokenizer
+
+from ..fakes import FakeExecutor
+from ..text import samples, templates
+
+MODEL = "org/tiny"
+EOS = "<|end|>"
+CONTEXT = 512
+
+
+@dataclass
+class Executor(FakeExecutor):
+    """The fake, at a chosen pace, with log-probabilities for requests that want them."""
+
+    num_pages: int = 512
+    page_size: int = 4
+    max_model_len: int = CONTEXT
+    vocab_size: int = 267
+    step_seconds: float = 0.0
+
+    def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | EngineError]:
+        time.sleep(self.step_seconds)
+        sampled = dict(super().execute(plan))
+        for item in plan.scheduled:
+            wanted, token = item.sequence.request.params.logprobs, sampled.get(item.sequence.seq_id)
+            if wanted is not None and isinstance(token, SampledToken):
+                top = tuple((i, -1.0 - i) for i in range(wanted))
+                logprobs = TokenLogprob(token.token_id, -0.5, top)
+                sampled[item.sequence.seq_id] = replace(token, logprob=logprobs)
+        return sampled
+
+
+@dataclass
+class Running:
+    """A server that is up."""
+
+    url: str
+    engine: AsyncEngine
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    executor: Executor
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+    def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        options = {"json": body} | options if body is not None else options
+        return httpx.post(self.url + path, timeout=20, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=20, **options)
+
+    def wait_until_idle(self, seconds: float = 5.0) -> None:
+        """Every sequence has gone and every page is free."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            stats = self.engine.stats()
+            if not stats.num_running and not stats.num_waiting and stats.num_available_pages == stats.num_pages:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the engine is not idle: {self.engine.stats()}")
+
+
+@contextmanager
+def serve(
+    *,
+    executor: Executor | None = None,
+    template: str | None = templates.CHATML,
+    limits: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, float] | None = None,
+    **settings: Any,
+) -> Iterator[Running]:
+    """Run a server until the block ends. `limits` are the scheduler's, `settings` the server's."""
+    executor = executor or Executor()
+    tokenizer = Tokenizer(samples.byte_level(), special_tokens={"eos_token": EOS, "bos_token": "<|begin|>"})
+    chat_template = ChatTemplate(template, tokenizer.special_tokens)
+
+    def core() -> EngineCore:
+        config = SchedulerConfig(
+            **{
+                "max_num_seqs": 16,
+                "max_num_batched_tokens": 128,
+                "max_model_len": executor.max_model_len,
+                "page_size": executor.page_size,
+                "num_pages": executor.num_pages,
+                **(limits or {}),
+            }
+        )
+        return EngineCore(executor, config, tokenizer, tokenizer.eos_token_ids)
+
+    engine = AsyncEngine(core)
+    model = ServedModel(MODEL, executor.max_model_len, aliases=("tiny",), sampling_defaults=dict(defaults or {}))
+    app = create_app(engine, tokenizer, chat_template, model, ServerConfig(**{"drain_seconds": 0.0, **settings}))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 10
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Running(f"http://127.0.0.1:{port}", engine, tokenizer, chat_template, executor)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"
