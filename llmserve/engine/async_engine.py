@@ -85,6 +85,7 @@ class AsyncEngine:
         self._core: EngineCore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exited: asyncio.Future[None] | None = None
+        self._thread: threading.Thread | None = None
         self._streams: dict[str, _Stream] = {}  # those that the engine still owes something
         self._wakeup = threading.Condition()
         self._inbox: list[_Add | _Abort] = []
@@ -98,18 +99,20 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._exited = self._loop.create_future()
         ready: asyncio.Future[None] = self._loop.create_future()
-        threading.Thread(target=self._run, args=(ready,), name="llmserve-engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="llmserve-engine", daemon=True)
+        self._thread.start()
         await ready
 
     async def stop(self, drain: float = 0.0) -> None:
         """Refuse new requests, give the open ones `drain` seconds, abort the rest, and end the thread."""
-        if self._exited is None:
+        if self._exited is None or self._thread is None:
             return
         with self._wakeup:
             if self._stop_at is None:
                 self._stop_at = time.monotonic() + drain
             self._wakeup.notify()
         await asyncio.shield(self._exited)
+        self._thread.join()  # it said so with its last breath
 
     async def generate(
         self, prompt_ids: Collection[int], params: SamplingParams, request_id: str | None = None
@@ -197,8 +200,8 @@ class AsyncEngine:
         try:
             core = self._core_factory()
         except BaseException as error:
-            self._post(_settle, ready, error)
             self._post(self._bury, f"The engine could not start: {error}")
+            self._post(_settle, ready, error)
             return
         self._core = core
         self._post(_settle, ready, None)

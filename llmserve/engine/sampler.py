@@ -23,7 +23,7 @@ from .sequence import Sequence
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
 
-_CUTS = (1e-2, 1e-4, 1e-6, 0.0)  # weights, relative to the largest, down to which candidates are looked for
+_CUTS = (1e-3, 1e-5)  # of the largest weight
 _BLOCK = 512
 
 
@@ -94,40 +94,51 @@ def _choose(row: _Floats, peak: float, params: SamplingParams, uniform: float) -
 
 def _kept(weights: _Floats, params: SamplingParams) -> _Ids:
     """The ids that min_p, top_k and top_p leave, in rising order. Of equals the lower id stays, as argmax has it."""
-    ids = _candidates(weights, params)
-    kept = weights[ids]
-    count = min(params.top_k, len(ids)) if params.top_k > 0 else len(ids)
+    ids, kept = _candidates(weights, params)
+    if 0 < params.top_k < len(kept):
+        chosen = _largest(kept, None, params.top_k)
+        ids, kept = (chosen if ids is None else ids[chosen]), kept[chosen]
     if params.top_p < 1.0:
-        falling = np.sort(kept)[::-1][:count]
-        mass = np.cumsum(falling, dtype=np.float64)
-        total = mass[-1] if params.top_k > 0 or params.min_p > 0.0 else float(weights.sum())
-        count = min(count, int(np.searchsorted(mass, params.top_p * total)) + 1)
-        least = falling[count - 1]
-    elif count < len(ids):
-        least = np.partition(kept, len(ids) - count)[len(ids) - count]
-    else:
-        return ids
-    above = np.flatnonzero(kept >= least)
-    if len(above) > count:
-        equals = above[kept[above] == least]
-        above = np.setdiff1d(above, equals[count - len(above) :], assume_unique=True)
-    return ids[above]
+        base = kept if params.top_k > 0 or params.min_p > 0.0 else weights
+        chosen = _largest(kept, kept, params.top_p * float(base.sum()))
+        ids = chosen if ids is None else ids[chosen]
+    return np.arange(len(kept)) if ids is None else ids
 
 
-def _candidates(weights: _Floats, params: SamplingParams) -> _Ids:
-    """Ids whose weights reach some cut, which hold all that top_k or top_p will keep; just those that min_p keeps.
+def _candidates(weights: _Floats, params: SamplingParams) -> tuple[_Ids | None, _Floats]:
+    """What min_p keeps, or else some that are sure to hold what top_k or top_p keep: their ids (None for all), weights.
 
-    Real distributions are peaked, a few tokens carry the mass asked for: only what reaches a high cut is sorted later,
-    and the whole vocabulary only if nearly all of it is wanted.
+    Real distributions are peaked: what reaches a thousandth of the largest weight is mostly enough, and little.
     """
-    if params.min_p > 0.0:
-        return np.flatnonzero(weights >= params.min_p)
-    wanted = params.top_p * float(weights.sum())
-    for cut in _CUTS:
+    for cut in (params.min_p,) if params.min_p > 0.0 else _CUTS:
         ids = np.flatnonzero(weights >= cut)
-        if len(ids) >= params.top_k if params.top_k > 0 else float(weights[ids].sum()) >= wanted:
+        kept = weights[ids]
+        if params.min_p > 0.0:
+            return ids, kept
+        if len(ids) >= params.top_k if params.top_k > 0 else float(kept.sum()) >= params.top_p * float(weights.sum()):
+            return ids, kept
+        if len(ids) > len(weights) // 8:
             break
-    return ids
+    return None, weights
+
+
+def _largest(weights: _Floats, amounts: _Floats | None, wanted: float) -> _Ids:
+    """Indices of the fewest largest weights (at least one) whose amounts, 1 each if None, add up to `wanted`.
+
+    A histogram over the leading bits of the floats, which order as the floats do, finds the bin that the border falls
+    into; only that bin is sorted.
+    """
+    bins = weights.view(np.int32) >> 16
+    reached = np.cumsum(np.bincount(bins, weights=amounts)[::-1])
+    rank = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
+    border = len(reached) - 1 - rank
+    edge = np.flatnonzero(bins == border)
+    edge = edge[np.argsort(-weights[edge], kind="stable")]
+    still = wanted - (float(reached[rank - 1]) if rank else 0.0)
+    inside = np.arange(1, len(edge) + 1) if amounts is None else np.cumsum(amounts[edge], dtype=np.float64)
+    keep = bins > border
+    keep[edge[: int(np.searchsorted(inside, still)) + 1]] = True
+    return np.flatnonzero(keep)
 
 
 def _draw(weights: _Floats, uniform: float) -> int:

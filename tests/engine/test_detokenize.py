@@ -86,7 +86,9 @@ def oracle(text: str, stops: list[str]) -> tuple[str, str | None]:
 letters = st.text("ab<", max_size=4)
 
 
-@given(st.lists(letters, max_size=12), st.lists(st.text("ab<", min_size=1, max_size=5), max_size=4, unique=True), letters)
+@given(
+    st.lists(letters, max_size=12), st.lists(st.text("ab<", min_size=1, max_size=5), max_size=4, unique=True), letters
+)
 def test_however_text_falls_into_tokens_it_ends_the_same(pieces: list[str], stops: list[str], rest: str) -> None:
     shown, stop = run(pieces, stops, rest)
     assert ("".join(shown), stop) == oracle("".join(pieces) + rest, stops)

@@ -17,13 +17,21 @@ class Bench:
     """A scheduler and a model that always says 7."""
 
     def __init__(self, **limits: int) -> None:
-        settings = dict(max_num_seqs=4, max_num_batched_tokens=8, max_model_len=32, page_size=4, num_pages=16)
+        settings = {
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 8,
+            "max_model_len": 32,
+            "page_size": 4,
+            "num_pages": 16,
+        }
         self.scheduler = Scheduler(SchedulerConfig(**(settings | limits)), eos_token_ids=[0])
         self.arrival = 0
 
     def add(self, length: int, first: int = 100, **params: object) -> Request:
         params = {"temperature": 0.0} | params
-        request = Request(f"r{self.arrival}", list(range(first, first + length)), SamplingParams(**params), self.arrival)
+        request = Request(
+            f"r{self.arrival}", list(range(first, first + length)), SamplingParams(**params), self.arrival
+        )
         self.scheduler.add(request)
         self.arrival += len(request.sequences)
         return request
@@ -157,7 +165,7 @@ def test_the_preempted_goes_first_and_reports_its_first_cache_hits() -> None:
 def test_what_can_never_fit_is_refused_and_what_may_grow_too_long_ends_with_length() -> None:
     bench = Bench(num_pages=3, max_model_len=100)
     assert bench.scheduler.max_model_len == 12
-    with pytest.raises(ContextLengthError, match="maximum context length is 12 tokens.* resulted in 12 tokens"):
+    with pytest.raises(ContextLengthError, match=r"maximum context length is 12 tokens.* resulted in 12 tokens"):
         bench.add(12)
     sequence = only(bench.add(9, max_tokens=50))
     while bench.scheduler.has_work():
