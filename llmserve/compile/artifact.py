@@ -150,7 +150,7 @@ def list_artifacts() -> list[ArtifactInfo]:
 @contextmanager
 def _landing(path: Path, kind: str, causes: Causes) -> Iterator[Path]:
     """The landing itself, under the lock of `path`, whatever is there now."""
-    _sweep(path.parent)
+    _sweep(path)
     directory = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_TEMPORARY}"))
     old = directory.with_name(directory.name + "-old")
     try:
@@ -220,11 +220,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sweep(parent: Path) -> None:
-    """Removes what makers left who died: a living one holds the lock of the name that its directory carries."""
-    for directory in parent.glob(f".*{_TEMPORARY}*"):
-        with _locked(parent / directory.name[1:].rsplit(_TEMPORARY, 1)[0], wait=False) as alone:
-            if alone:
+def _sweep(path: Path) -> None:
+    """Removes what the dead left beside `path`: the living hold the lock of their name, and we that of `path`."""
+    for directory in path.parent.glob(f".*{_TEMPORARY}*"):
+        owner = path.with_name(directory.name[1:].rsplit(_TEMPORARY, 1)[0])
+        with _locked(owner, wait=False) as alone:
+            if alone or owner == path:
                 logger.info("removing %s, which an interrupted run left", directory)
                 shutil.rmtree(directory, ignore_errors=True)
 
@@ -263,3 +264,16 @@ def _try_lock(handle: int) -> bool:
             f"The cache's file system has no file locks ({error.strerror}); point LLMSERVE_CACHE at a local disk."
         ) from error
     return True
+
+
+def causes_of(path: Path, kind: str) -> dict[str, Any]:
+    """The causes of an artifact at a place of the user's choice. Raises ArtifactError when it is not an intact one."""
+    causes: dict[str, Any] = _manifest(path).get("causes", {})
+    if (doubt := _doubt(path, kind, causes)) is not None:
+        raise ArtifactError(f"{path} is not an intact {kind} directory of llmserve: {doubt}.")
+    return causes
+
+
+def identity(path: Path) -> str:
+    """A hash of an artifact's manifest, which stands for its content where another artifact is made from it."""
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]

@@ -68,8 +68,8 @@ class Weight(Protocol):
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """From storage (`q_weight` and `q_scale`, or `weight`; `bias`) to `params`."""
 
-    def matmul(self, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        """x [M, in] → x Wᵀ + b [M, out]."""
+    def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
+        """x [M, in] → x Wᵀ + b [M, out], written into the caller's `out` if there is one."""
 
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """ids int32 [M] → rows [M, in]."""

@@ -7,7 +7,7 @@ A family file defines `Config(keys) -> DecoderConfig`, `Model` (a CausalLM), `WE
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -20,7 +20,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..kernels.base import Batch, active
 from . import __path__ as _models_path
 from .config import DecoderConfig, Keys
-from .layers import Decoder, Linear
+from .layers import Decoder, Linear, Matrix, RMSNorm, walk
 
 _NOT_FAMILIES = {"base", "config", "layers", "rope"}
 # Twins: architectures that differ from a family in name only.
@@ -47,6 +47,13 @@ class CausalLM(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.vocab_size, config.hidden_size)
 
+    def matrices(self) -> Iterator[tuple[str, Matrix]]:
+        """The weight matrices by name: what a quantization scheme decides about."""
+        return ((name, module) for name, module in walk(self) if isinstance(module, Matrix))
+
+    def norms(self) -> Iterator[tuple[str, RMSNorm]]:
+        return ((name, module) for name, module in walk(self) if isinstance(module, RMSNorm))
+
     def step(
         self,
         token_ids: Tensor,
@@ -60,14 +67,17 @@ class CausalLM(nn.Module):
         logit_rows: Tensor,
         cos: Tensor,
         sin: Tensor,
+        logits: Tensor,
         pages: list[Tensor],
     ) -> Tensor:
-        """One engine step → logits float32 [R, vocab]. Arguments: `kernels.base.Batch`; pages, one tensor a layer."""
+        """One engine step. Arguments: `kernels.base.Batch`; logits float32 [R, vocab], written and returned; pages, one
+        tensor a layer, written in place."""
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
         )
         hidden = self.model(batch, pages)
-        return self.model.embed_tokens.project(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        head = self.model.embed_tokens.project if self.config.tie_word_embeddings else self.lm_head
+        return head(hidden, logits)
 
     def spec(self) -> nn.spec.ModuleSpec:
         """Shapes and dtypes of `step`'s arguments; sizes in words are symbolic."""
@@ -84,6 +94,7 @@ class CausalLM(nn.Module):
             "page_values": int32("num_page_values"),
             "logit_rows": int32("num_logits"),
             **{name: nn.spec.Tensor(["table", config.head_dim // 2], "float32") for name in ("cos", "sin")},
+            "logits": nn.spec.Tensor(["num_logits", config.vocab_size], "float32"),
             "pages": [nn.spec.Tensor(list(page_shape), page_dtype) for _ in range(config.num_layers)],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }

@@ -6,11 +6,22 @@ layout that scheme and platform agreed on, and every operator comes from `kernel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..kernels.base import AttentionShape, Batch, Weight, active
 from .config import DecoderConfig
+
+
+def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module below `module` with its dotted name, in the order in which parameters are packed."""
+    children = enumerate(module) if isinstance(module, nn.ModuleList) else vars(module).items()
+    for name, child in children:
+        if isinstance(child, nn.Module):
+            yield f"{prefix}{name}", child
+            yield from walk(child, f"{prefix}{name}.")
 
 
 class Matrix(nn.Module):
@@ -34,9 +45,9 @@ class Matrix(nn.Module):
 class Linear(Matrix):
     """x [M, in] → [M, out]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         kernel, params = self._bound()
-        return kernel.matmul(x, params)
+        return kernel.matmul(x, params, out)
 
 
 class Embedding(Matrix):
@@ -46,14 +57,14 @@ class Embedding(Matrix):
         kernel, params = self._bound()
         return kernel.lookup(ids, params)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         kernel, params = self._bound()
-        return kernel.matmul(x, params)
+        return kernel.matmul(x, params, out)
 
 
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
-        self.eps = eps
+        self.width, self.eps = width, eps
         self.weight = nn.Parameter((width,), "float32")
 
     def forward(self, x: Tensor) -> Tensor:

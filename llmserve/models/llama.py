@@ -6,9 +6,15 @@ from ..weights.mapping import Fuse
 from .base import CausalLM
 from .config import DecoderConfig, Keys
 
+_LAYER = "model.layers.{i}"
 QKV_AND_GATE_UP = (
-    Fuse("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Fuse("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+    Fuse(
+        f"{_LAYER}.self_attn.qkv_proj.{{kind}}",
+        tuple(f"{_LAYER}.self_attn.{name}_proj.{{kind}}" for name in ("q", "k", "v")),
+    ),
+    Fuse(
+        f"{_LAYER}.mlp.gate_up_proj.{{kind}}", tuple(f"{_LAYER}.mlp.{name}_proj.{{kind}}" for name in ("gate", "up"))
+    ),
 )
 
 

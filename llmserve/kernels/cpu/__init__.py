@@ -78,9 +78,12 @@ class CpuWeight:
         )
         return make(f"rows_{self._name}", self.out_features, self.in_features, self.storage, self.isa)
 
-    def matmul(self, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
         func = self._matmul.without_attr("global_symbol")
-        return op.tensor_ir_op(func, "linear", [x, *params.values()], _empty(x.shape[0], self.out_features))
+        inputs = [x, *params.values()]
+        if out is None:
+            return op.tensor_ir_op(func, "linear", inputs, _empty(x.shape[0], self.out_features))
+        return op.tensor_ir_inplace_op(func, "linear", [*inputs, out], len(inputs), out)
 
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         func = self._rows.without_attr("global_symbol")

@@ -1,0 +1,291 @@
+"""Where family, scheme and platform meet: a model's name goes in, a compiled model comes out, all cached by cause.
+
+Three steps, each of which is skipped when its result is there: weights (checkpoint → storage, any platform), params
+(storage → this platform's layout) and library (model → machine code). How each is done is the business of weights/,
+kernels/ and pipeline.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import ArtifactError, CheckpointError, UnsupportedError
+from ..kernels.base import KernelSet, using
+from ..models import rope
+from ..models.base import CausalLM, Family, read_family
+from ..models.config import DecoderConfig, read_config
+from ..platforms import Platform, find
+from ..quant import scheme as schemes
+from ..quant.group import GroupFormat
+from ..weights import hub
+from ..weights.container import SafetensorsWriter, TensorSpec
+from ..weights.convert import ConversionPlan, ParamPlan, convert
+from ..weights.load import PARAMS_FILE, load_params
+from ..weights.mapping import map_weights
+from ..weights.read import Checkpoint
+from . import artifact
+from .compiled import LIBRARY_FILE, CompiledModel, Interface
+from .host import check_tvm, cpu_kernels, link, tvm_version
+
+Notify = Callable[[str, str, float | None], None]
+"""Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
+
+DEFAULT_CONTEXT = 8192
+# What a converted directory needs beside its weights; all small, and none of it code.
+_COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
+
+
+def _silent(step: str, detail: str, fraction: float | None) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
+
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 64
+    page_size: int = 16
+
+
+class Build:
+    """One model for one scheme, platform and set of limits. Steps run on demand and only where nothing is cached."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        quant: str | None = None,
+        device: str | None = None,
+        arch: str | None = None,
+        limits: Limits | None = None,
+        notify: Notify = _silent,
+    ) -> None:
+        """Resolves the model (downloading it if it is a Hub id) and reads its config.
+
+        Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
+        """
+        check_tvm()
+        self.name = model
+        self.platform: Platform = find(device)
+        self.arch = arch
+        self.limits = limits or Limits()
+        self.notify = notify
+        self.notes: list[str] = []
+        self.directory = hub.resolve(model)
+        self.converted = _converted_scheme(self.directory)
+        self.raw_config = read_config(self.directory)
+        self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
+        self.scheme = self._scheme(quant)
+
+    def _scheme(self, quant: str | None) -> schemes.Scheme:
+        platform = self.platform
+        wanted = quant or self.converted or "q4"
+        scheme = schemes.choose(wanted, platform.compute_dtype, platform.unquantized)
+        if self.converted:
+            stored = schemes.SCHEMES[self.converted].storage_name
+            if scheme.storage_name != stored:
+                raise UnsupportedError(
+                    f"{self.name} holds {stored} weights, which cannot become {scheme.storage_name}; "
+                    "leave --quant out, or start from the unquantized checkpoint."
+                )
+        return scheme
+
+    @cached_property
+    def kernels(self) -> KernelSet:
+        return cpu_kernels(self.arch)[0]
+
+    @cached_property
+    def target(self) -> Mapping[str, Any]:
+        return cpu_kernels(self.arch)[1]
+
+    @cached_property
+    def model(self) -> CausalLM:
+        """The traced module, its weight matrices in this platform's layout."""
+        with using(self.kernels):
+            model = self.family.model(self.config, self.limits.page_size)
+            schemes.apply(model.matrices(), self.scheme, self.kernels)
+        return model
+
+    # --- weights: checkpoint → storage
+
+    def weights(self) -> Path:
+        """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
+        if self.converted:
+            return self.directory
+        causes = self._weight_causes()
+        if path := artifact.landed("weights", causes):
+            return path
+        return artifact.obtain("weights", causes, self._convert)
+
+    def export_weights(self, out: Path) -> None:
+        """The same into a directory of the user's choice, which `serve` takes as a model."""
+        with artifact.landing(out, "weights", self._weight_causes()) as directory:
+            self._convert(directory)
+
+    def _weight_causes(self) -> dict[str, Any]:
+        return {
+            "model": self.name if not Path(self.name).exists() else Path(self.name).resolve().name,
+            "scheme": self.scheme.name,
+            "storage": self.scheme.storage_name,
+            "checkpoint": artifact.checkpoint_fingerprint(self.directory),
+            "config": self.raw_config,
+            "sources": artifact.source_hash("quant", "weights", "models"),
+            "version": __version__,
+        }
+
+    def _convert(self, directory: Path) -> None:
+        def progress(name: str, done: int, total: int) -> None:
+            self.notify("convert", name, done / total if total else 1.0)
+
+        report = convert(self.directory, directory, self._plan(), progress)
+        for pattern in _COMPANIONS:
+            for file in self.directory.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copy(file, directory / file.name)
+        self.notes.append(f"Converted to {self.scheme.name}: {report}.")
+
+    def _plan(self) -> ConversionPlan:
+        """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
+        storage = self.scheme.storage
+        matrix_storage: Any = storage if isinstance(storage, GroupFormat) else {"float32": "f32", "float16": "f16"}[storage]
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        for name, matrix in self.model.matrices():
+            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), matrix_storage)
+            if matrix.has_bias:
+                shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
+        for name, norm in self.model.norms():
+            shapes[f"{name}.weight"] = ((norm.width,), "f32")
+        names = Checkpoint.open(self.directory).names()
+        ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
+        mapped = map_weights(shapes, names, self.family.weights, ignore)
+        return ConversionPlan(
+            tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),
+            {"format": "llmserve", "scheme": self.scheme.name},
+        )
+
+    # --- params: storage → layout
+
+    def params(self) -> Path:
+        """Directory with the parameters as this platform's kernels want them."""
+        weights = self.weights()
+        causes = {
+            **{name: value for name, value in self._weight_causes().items() if name in ("model", "scheme")},
+            "platform": self.kernels.name,
+            "weights": artifact.identity(weights),
+            "sources": artifact.source_hash("kernels", "quant", "models"),
+        }
+        if path := artifact.landed("params", causes):
+            return path
+        return artifact.obtain("params", causes, lambda directory: self._arrange(weights, directory))
+
+    def _arrange(self, weights: Path, directory: Path) -> None:
+        stored = load_params(weights)
+        specs = [
+            TensorSpec(name, np.dtype(str(p.dtype)), tuple(int(n) for n in p.shape))
+            for name, p in self.model.named_parameters()
+        ]
+        matrices, norms = dict(self.model.matrices()), dict(self.model.norms())
+        with SafetensorsWriter(directory / PARAMS_FILE, specs, {"layout": self.kernels.name}) as writer:
+            for name in norms:
+                writer.write(f"{name}.weight", stored[f"{name}.weight"], 0)
+            for done, (name, matrix) in enumerate(matrices.items(), 1):
+                parts = ("q_weight", "q_scale", "weight", "bias")
+                own = {part: stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in stored}
+                for suffix, array in matrix.weight_kernel.arrange(own).items():
+                    writer.write(f"{name}.{suffix}", array, 0)
+                self.notify("arrange", name, done / len(matrices))
+
+    # --- library: model → machine code
+
+    def library(self) -> Path:
+        """Directory with the compiled library and its interface."""
+        causes = {
+            "model": self._weight_causes()["model"],
+            "scheme": self.scheme.name,
+            "platform": self.kernels.name,
+            "config": self.raw_config,
+            "target": dict(self.target),
+            "limits": vars(self.limits),
+            "tvm": tvm_version(),
+            "sources": artifact.source_hash("kernels", "models", "quant/scheme.py", "compile"),
+            "version": __version__,
+        }
+        if path := artifact.landed("library", causes):
+            return path
+        return artifact.obtain("library", causes, self._compile)
+
+    def _compile(self, directory: Path) -> None:
+        import time
+
+        import tvm
+
+        from .pipeline import pipeline
+
+        began = time.perf_counter()
+        self.notify("compile", "tracing", None)
+        with using(self.kernels):
+            module, names = self.model.export_tvm(self.model.spec())
+        limits = self.limits
+        bounds = {"num_tokens": limits.max_num_batched_tokens, "num_logits": limits.max_num_seqs}
+        self.notify("compile", f"for {self.kernels.name}", None)
+        executable = tvm.compile(module, tvm.target.Target(dict(self.target)), relax_pipeline=pipeline(bounds))
+        self.notify("compile", "linking", None)
+        executable.export_library(str(directory / LIBRARY_FILE), fcompile=link)
+        shape, dtype = self.kernels.page_tensor(self.model.model.layers[0].self_attn.shape, 1)
+        Interface(
+            device=self.platform.name,
+            params=tuple(name for name, _ in names),
+            vocab_size=self.config.vocab_size,
+            num_layers=self.config.num_layers,
+            page_size=limits.page_size,
+            page_shape=tuple(int(n) for n in shape[1:]),
+            page_dtype=dtype,
+            query_tile=self.kernels.query_tile(self.model.model.layers[0].self_attn.shape),
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_num_seqs=limits.max_num_seqs,
+        ).write(directory)
+        self.notify("compile", "done", 1.0)
+        self.notes.append(f"Compiled for {self.kernels.name} in {time.perf_counter() - began:.1f} s.")
+
+    def run(self, max_model_len: int | None = None) -> CompiledModel:
+        """All three steps. `max_model_len` None is the model's own limit, or DEFAULT_CONTEXT if that is longer."""
+        longest = self.config.max_position_embeddings
+        if max_model_len is not None and max_model_len > longest and self.config.rope.kind != "dynamic":
+            raise UnsupportedError(f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more.")
+        length = max_model_len or min(longest, DEFAULT_CONTEXT)
+        library, params, source = self.library(), self.params(), self.weights()
+        cos, sin = rope.tables(self.config, length)
+        return CompiledModel(
+            name=self.name,
+            source=source,
+            library=library,
+            params=params,
+            interface=Interface.read(library),
+            scheme=self.scheme.name,
+            platform=self.kernels.name,
+            max_model_len=length,
+            cos=cos,
+            sin=sin,
+            notes=tuple(self.notes),
+        )
+
+
+def _converted_scheme(directory: Path) -> str | None:
+    """The scheme of a directory that `convert` wrote, or None for a checkpoint. Raises ArtifactError if it is broken."""
+    manifest = directory / artifact.MANIFEST
+    if not manifest.exists():
+        return None
+    return str(artifact.causes_of(directory, "weights")["scheme"])

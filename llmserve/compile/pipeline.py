@@ -1,0 +1,44 @@
+"""The passes that turn a traced model into a VM program, top to bottom.
+
+Every operator is a scheduled PrimFunc already, so nothing is legalised, fused or scheduled here: what is left is memory
+planning and lowering. Platforms whose operators come from the compiler add their passes at the marked place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tvm
+from tvm import relax
+from tvm.relax import transform as rx
+
+
+def pipeline(upper_bounds: Mapping[str, int]) -> tvm.transform.Pass:
+    """`upper_bounds`: the largest value of each symbolic size, which lets memory be planned once for all batches."""
+    return tvm.transform.Sequential(
+        [
+            # (platform passes: legalise, fuse, schedule)
+            _annotate(upper_bounds),
+            rx.ToNonDataflow(),
+            rx.RemovePurityChecking(),
+            rx.CallTIRRewrite(),
+            rx.StaticPlanBlockMemory(),
+            rx.LowerAllocTensor(),
+            rx.KillAfterLastUse(),
+            rx.LowerRuntimeBuiltin(),
+            rx.ComputePrimValue(),
+            rx.VMShapeLower(),
+            rx.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def _annotate(upper_bounds: Mapping[str, int]) -> tvm.transform.Pass:
+    @tvm.transform.module_pass(opt_level=0, name="AnnotateUpperBounds")
+    def annotate(module: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:
+        for name, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                module[name] = function.with_attr("tir_var_upper_bound", dict(upper_bounds))
+        return module
+
+    return annotate
