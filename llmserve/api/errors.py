@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..errors import EngineError, LLMServeError, QueueFullError, RequestError
-from .streaming import ClientGoneError
+from .streaming import ClientGoneError, Json
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ async def _respond(request: Request, error: Exception) -> Response:
     status, body, headers = describe(error)
     log = logger.error if status >= 500 else logger.debug
     log("%s %s: %d %s", request.method, request.url.path, status, body["error"]["message"])
-    return JSONResponse(body, status, headers)
+    return Json(body, status, headers)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..engine import ChoiceDelta, RequestOutput, SamplingParams, fold
 from ..errors import EngineError, LLMServeError
 from .errors import describe
 from .state import Serving
-from .streaming import DONE, EventStream, event, unless_gone
+from .streaming import DONE, EventStream, Json, event, unless_gone
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ async def respond(
     news = updates(serving, prompts, params)
     tally = Tally(prompts)
     if not stream:
-        return JSONResponse(await unless_gone(request.receive, _collected(news, reply, tally, params.n)))
+        return Json(await unless_gone(request.receive, _collected(news, reply, tally, params.n)))
     first = await unless_gone(request.receive, anext(news))
     chunks = _chunks(_resumed(first, news), reply, tally, len(prompts) * params.n, params.n, include_usage)
     return EventStream(_events(chunks), close=news.aclose)
@@ -194,13 +194,14 @@ async def _chunks(
     news: AsyncIterator[Update | None], reply: Reply, tally: Tally, choices: int, n: int, include_usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a streamed answer, the opening of choice 0 first: the clients index by arrival."""
+    unfinished = set(range(choices))
     for index in range(choices):
         opening = reply.opening(index)
         if opening is not None:
             yield reply.chunk(opening)
     async for update in news:
         if update is None:
-            yield reply.chunk(reply.piece(0, ChoiceDelta(0, (), "")))
+            yield reply.chunk(reply.piece(min(unfinished), ChoiceDelta(0, (), "")))
             continue
         tally.add(update)
         for delta in update.output.deltas:
@@ -208,6 +209,7 @@ async def _chunks(
             if delta.text or delta.logprobs:
                 yield reply.chunk(reply.piece(index, delta))
             if delta.finish_reason is not None:
+                unfinished.discard(index)
                 yield reply.chunk(reply.ending(index, delta))
     if include_usage:
         yield reply.chunk(usage=tally.usage())

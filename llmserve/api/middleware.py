@@ -11,10 +11,10 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import describe
+from .streaming import Json
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -56,7 +56,7 @@ class BearerKey:
             return await self._app(scope, receive, send)
         refusal = HTTPException(401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.")
         status, body, headers = describe(refusal)
-        await JSONResponse(body, status, {**headers, "www-authenticate": "Bearer"})(scope, receive, send)
+        await Json(body, status, {**headers, "www-authenticate": "Bearer"})(scope, receive, send)
 
 
 class BodyLimit:
@@ -73,7 +73,7 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_bytes:
             status, body, headers = describe(refusal)
-            return await JSONResponse(body, status, headers)(scope, receive, send)
+            return await Json(body, status, headers)(scope, receive, send)
         arrived = 0
 
         async def receive_limited() -> Message:

@@ -18,6 +18,7 @@ from ..errors import RequestError
 logger = logging.getLogger(__name__)
 
 _LEGACY_MAX_TOKENS = 16  # what OpenAI's /v1/completions generates unless told otherwise
+_MAX_PROMPTS = 1024
 _SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -194,8 +195,8 @@ class CompletionRequest(_Request):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
-        if not self.prompt:
-            raise RequestError("prompt must hold at least one prompt.", param="prompt")
+        if not 0 < len(self.prompt) <= _MAX_PROMPTS:
+            raise RequestError(f"prompt must hold 1 to {_MAX_PROMPTS} prompts, not {len(self.prompt)}.", param="prompt")
         return list(self.prompt)  # type: ignore[arg-type]
 
     def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:

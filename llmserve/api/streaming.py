@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
@@ -19,9 +19,20 @@ class ClientGoneError(Exception):
     """The client has closed its connection; there is nobody to answer."""
 
 
+class Json(JSONResponse):
+    """A JSON body in ASCII, which can quote whatever a client has sent, halves of surrogate pairs included."""
+
+    def render(self, content: Any) -> bytes:
+        return _dump(content)
+
+
 def event(data: Mapping[str, Any]) -> bytes:
     """One event with a JSON object, on one line and in ASCII, so that no proxy can split it wrongly."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _dump(data) + b"\n\n"
+
+
+def _dump(data: object) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -85,6 +85,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Lets other Python threads run meanwhile."""
+        if not text.isascii():  # JSON can hold halves of surrogate pairs, which are no text
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         # Of the package's calls only the batched ones release the GIL.
         ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         if add_special_tokens and self._add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:

@@ -61,6 +61,7 @@ class Running:
     tokenizer: Tokenizer
     template: ChatTemplate
     executor: Executor
+    http: httpx.Client
 
     def openai(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
@@ -70,10 +71,10 @@ class Running:
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         options = {"json": body} | options if body is not None else options
-        return httpx.post(self.url + path, timeout=20, **options)
+        return self.http.post(path, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=20, **options)
+        return self.http.get(path, **options)
 
     def wait_until_idle(self, seconds: float = 5.0) -> None:
         """Every sequence has gone and every page is free."""
@@ -124,8 +125,10 @@ def serve(
         assert thread.is_alive() and time.monotonic() < until, "the server did not start"
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield Running(f"http://127.0.0.1:{port}", engine, tokenizer, chat_template, executor)
+        with httpx.Client(base_url=url, timeout=20) as http:
+            yield Running(url, engine, tokenizer, chat_template, executor, http)
     finally:
         server.should_exit = True
         thread.join(10)

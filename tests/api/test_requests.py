@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ..text import templates
 from .server import MODEL, Running, serve
@@ -47,9 +49,9 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def error_of(response: Any, status: int = 400) -> dict[str, Any]:
+def error_of(response: Any, status: int | None = 400) -> dict[str, Any]:
     """The error of a response, checked to be in OpenAI's shape and nothing else."""
-    assert response.status_code == status, response.text
+    assert 400 <= response.status_code < 500 if status is None else response.status_code == status, response.text
     body = response.json()
     assert body.keys() == {"error"} and body["error"].keys() == {"message", "type", "param", "code"}
     assert body["error"]["message"]
@@ -127,6 +129,7 @@ def test_mistakes_in_a_chat_are_named(server: Running, extra: dict[str, Any], pa
         ({"prompt": [99999]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": ["a"] * 2000}, "prompt"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
@@ -210,6 +213,55 @@ def test_what_the_template_refuses_is_said() -> None:
     with serve(template=templates.MISTRAL) as server:
         error = error_of(server.post(CHAT, {**BODY, "messages": BODY["messages"] * 2}))
         assert "roles must alternate" in error["message"]
+
+
+def test_a_fault_of_our_own_is_a_500_that_gives_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server:
+
+        def broken(*_: object, **__: object) -> list[int]:
+            raise ValueError("/secret/path")
+
+        monkeypatch.setattr(server.tokenizer, "encode", broken)
+        error = error_of(server.post(CHAT, BODY), 500)
+        assert error["type"] == "server_error" and "secret" not in error["message"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@given(
+    body=st.dictionaries(st.sampled_from([*EVERYTHING, "messages", "prompt", "echo", "best_of", "model"]), JSON),
+    complete=st.booleans(),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_is_a_fault_of_ours(server: Running, path: str, body: dict[str, Any], complete: bool) -> None:
+    if complete:
+        body = {**body, "messages": BODY["messages"], "prompt": "a", "max_tokens": 1, "model": MODEL}
+    response = server.post(path, content=json.dumps(body))
+    if response.status_code != 200:
+        error_of(response, response.status_code)
+        assert response.status_code in (400, 404)
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\ud83d\\ude00", "\\u0000"])
+def test_text_that_is_hardly_text(server: Running, text: str) -> None:
+    part = f'{{"type": "text", "text": "{text}"}}'
+    for content in (f'"{text}"', f"[{part}]", f'[{{"type": "{text}"}}]', f'{{"{text}": 1}}'):
+        message = f'{{"role": "user", "content": {content}}}'
+        response = server.post(CHAT, content=f'{{"max_tokens": 1, "messages": [{message}]}}')
+        if response.status_code != 200:
+            error_of(response)
+    assert error_of(server.post(CHAT, content=f'{{"model": "{text}", "messages": []}}'), None)
+
+
+def test_deep_bodies(server: Running) -> None:
+    error_of(server.post(CHAT, content=b'{"messages": ' + b"[" * 100_000))
+    error_of(server.post(CHAT, content=b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
 
 
 def test_health_and_version(server: Running) -> None:
