@@ -20,7 +20,7 @@ import numpy.typing as npt
 from llmserve.errors import CheckpointError, UnsupportedError
 from llmserve.quant.group import GroupFormat, as_float32, quantize
 from llmserve.weights.container import SafetensorsWriter, TensorInfo, TensorSpec
-from llmserve.weights.disk import disk_errors
+from llmserve.weights.disk import disk_errors, require_space
 from llmserve.weights.load import PARAMS_FILE
 from llmserve.weights.read import Checkpoint
 
@@ -108,7 +108,9 @@ def convert(
     done = 0
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with SafetensorsWriter(path, outputs, plan.metadata) as writer:
+        writing = SafetensorsWriter(path, outputs, plan.metadata)
+        require_space(path.parent, writing.nbytes)
+        with writing as writer:
             for param in plan.params:
                 for info, first, rows in _read(checkpoint, param):
                     for spec, block in zip(param.outputs, _stored(info, rows, param), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,16 @@ from llmserve.errors import ArtifactError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+
+def require_space(path: Path, nbytes: int) -> None:
+    """Raises ArtifactError when the file system of the existing directory `path` has no room for `nbytes` more."""
+    free = shutil.disk_usage(path).free
+    if free < nbytes:
+        raise ArtifactError(
+            f"{path} needs {nbytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB; free some space there, "
+            "or point LLMSERVE_CACHE at a larger disk."
+        )
 
 
 @contextmanager
