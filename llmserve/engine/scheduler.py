@@ -152,8 +152,7 @@ class Scheduler:
             if sequence.status is Status.RUNNING and budget:
                 scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
                 budget -= scheduled[-1].num_tokens
-        if not preempted:
-            self._admit_waiting(scheduled, budget)
+        self._admit_waiting(scheduled, budget)
         if not scheduled and self.has_work():
             raise AssertionError("the scheduler is stuck: there is work, and none of it fits")
         finished, self._finished = tuple(self._finished), []
@@ -267,8 +266,7 @@ class Scheduler:
     def _release_pages(self, sequence: Sequence) -> None:
         self.pool.release(reversed(sequence.pages))  # the end of a prompt is the least likely to be asked for again
         sequence.pages = []
-        sequence.num_computed_tokens = sequence.num_indexed_pages = 0
-        sequence.prefix_node = ROOT
+        sequence.num_computed_tokens = 0
 
     def _index_pages(self, sequence: Sequence) -> None:
         size = self.config.page_size

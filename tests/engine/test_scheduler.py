@@ -123,6 +123,7 @@ def test_further_choices_wait_for_the_first_and_share_its_prompt() -> None:
     request = bench.add(9, n=3)
     other = bench.add(3, first=500)
     assert bench.step() == {0: 9, 3: 3}  # others are not held up
+    assert list(bench.scheduler.waiting) == request.sequences[1:]
     assert bench.step() == {0: 1, 3: 1, 1: 1, 2: 1}
     assert [s.num_cached_tokens for s in request.sequences] == [0, 8, 8]
     assert request.sequences[0].pages[:2] == request.sequences[2].pages[:2]
@@ -147,6 +148,17 @@ def test_when_pages_run_out_the_last_admitted_starts_over_and_all_finish() -> No
     assert bench.scheduler.num_preemptions >= 1
     assert (old.num_generated_tokens, young.num_generated_tokens) == (8, 8)
     assert bench.scheduler.pool.num_available == 4
+
+
+def test_the_preempted_does_not_come_back_in_the_same_plan() -> None:
+    bench = Bench(num_pages=7, max_num_batched_tokens=64)
+    for i in range(4):
+        bench.add(3, first=100 * i, max_tokens=12)
+    while bench.scheduler.has_work():
+        plan = bench.scheduler.schedule()
+        assert not set(plan.preempted) & {s.sequence.seq_id for s in plan.scheduled}
+        bench.book(plan)
+    assert bench.scheduler.num_preemptions > 0
 
 
 def test_the_preempted_goes_first_and_reports_its_first_cache_hits() -> None:
