@@ -52,10 +52,8 @@ def _sentencepiece(replacements: list[tuple[str, str]], byte_fallback: bool) -> 
     return spell
 
 
-def spelling_of(decoder: dict[str, Any] | None) -> Spelling | None:
+def spelling_of(decoder: dict[str, Any]) -> Spelling | None:
     """The spelling that a tokenizer.json `decoder` entry describes, or None if it depends on a token's neighbours."""
-    if decoder is None:
-        return None
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:

@@ -43,7 +43,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._spelling = spelling_of(json.loads(backend.to_str()).get("decoder"))
+        decoder = backend.decoder
+        self._spelling = None if decoder is None else spelling_of(json.loads(decoder.__getstate__()))
         self._special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self._bytes: dict[int, bytes] = {}
         self.special_tokens = dict(special_tokens or {})

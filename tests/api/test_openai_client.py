@@ -103,7 +103,7 @@ def test_cached_tokens_are_reported(server: Running) -> None:
 
 
 def test_an_error_in_mid_stream_reaches_the_client() -> None:
-    executor = Executor(nan_at=40)
+    executor = Executor(nan_at=40, step_seconds=0.02)
     with serve(executor=executor) as server:
         prompt = [5] * 36
         with pytest.raises(openai.APIError, match="not finite"):
