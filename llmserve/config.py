@@ -50,13 +50,15 @@ class ModelConfig(_Section):
 
     Attributes:
         path: a checkpoint's directory or its name on the Hugging Face hub.
-        quant: the scheme for its weights, such as "q4f16_1"; None keeps them as they are.
+        quant: the scheme for its weights, such as "q4f16_1"; None is 4-bit, or what a converted directory holds.
         device: a platform's name; None takes the best that is there.
+        arch: its instruction set or GPU family, where a platform has several; None takes the best.
     """
 
     path: str | None = None
     quant: str | None = None
     device: str | None = None
+    arch: str | None = None
 
 
 class EngineConfig(_Section):

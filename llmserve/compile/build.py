@@ -7,29 +7,29 @@ kernels/ and pipeline.py.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import sys
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm
 
 from .. import __version__
-from ..errors import ArtifactError, CheckpointError, UnsupportedError
+from ..config import EngineConfig
+from ..errors import UnsupportedError
 from ..kernels.base import KernelSet, using
 from ..models import rope
-from ..models.base import CausalLM, Family, read_family
-from ..models.config import DecoderConfig, read_config
+from ..models.base import CausalLM, read_family
+from ..models.config import read_config
+from ..models.layers import PageFormat
 from ..platforms import Platform, find
 from ..quant import scheme as schemes
 from ..quant.group import GroupFormat
-from ..weights import hub
+from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
 from ..weights.convert import ConversionPlan, ParamPlan, convert
 from ..weights.load import PARAMS_FILE, load_params
@@ -38,6 +38,7 @@ from ..weights.read import Checkpoint
 from . import artifact
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 from .host import check_tvm, cpu_kernels, link, tvm_version
+from .pipeline import pipeline
 
 Notify = Callable[[str, str, float | None], None]
 """Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
@@ -47,8 +48,8 @@ DEFAULT_CONTEXT = 8192
 _COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
 
 
-def _silent(step: str, detail: str, fraction: float | None) -> None:
-    pass
+def silent(step: str, detail: str, fraction: float | None) -> None:
+    """The Notify of who does not want to know."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +60,38 @@ class Limits:
     max_num_seqs: int = 64
     page_size: int = 16
 
+    @classmethod
+    def of(cls, config: EngineConfig) -> Limits:
+        return cls(config.max_num_batched_tokens, config.max_num_seqs, config.page_size)
+
 
 class Build:
     """One model for one scheme, platform and set of limits. Steps run on demand and only where nothing is cached."""
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         *,
         quant: str | None = None,
         device: str | None = None,
         arch: str | None = None,
         limits: Limits | None = None,
-        notify: Notify = _silent,
+        notify: Notify = silent,
     ) -> None:
-        """Resolves the model (downloading it if it is a Hub id) and reads its config.
+        """Resolves the model (downloading it if it is a Hub id; None is the package's own) and reads its config.
 
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
         check_tvm()
-        self.name = model
+        self.name = model or embedded.NAME
+        # What clients and listings call it: a Hub id as it is, a directory by its last part.
+        self.label = Path(self.name).resolve().name if Path(self.name).exists() else self.name
         self.platform: Platform = find(device)
         self.arch = arch
         self.limits = limits or Limits()
         self.notify = notify
         self.notes: list[str] = []
-        self.directory = hub.resolve(model)
+        self.directory = embedded.embedded_model(artifact.obtain) if model is None else hub.resolve(model)
         self.converted = _converted_scheme(self.directory)
         self.raw_config = read_config(self.directory)
         self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
@@ -115,7 +122,8 @@ class Build:
     def model(self) -> CausalLM:
         """The traced module, its weight matrices in this platform's layout."""
         with using(self.kernels):
-            model = self.family.model(self.config, self.limits.page_size)
+            pages = PageFormat(self.limits.page_size, self.scheme.page_dtype)
+            model = self.family.model(self.config, pages)
             schemes.apply(model.matrices(), self.scheme, self.kernels)
         return model
 
@@ -137,7 +145,7 @@ class Build:
 
     def _weight_causes(self) -> dict[str, Any]:
         return {
-            "model": self.name if not Path(self.name).exists() else Path(self.name).resolve().name,
+            "model": self.label,
             "scheme": self.scheme.name,
             "storage": self.scheme.storage_name,
             "checkpoint": artifact.checkpoint_fingerprint(self.directory),
@@ -153,14 +161,16 @@ class Build:
         report = convert(self.directory, directory, self._plan(), progress)
         for pattern in _COMPANIONS:
             for file in self.directory.glob(pattern):
-                if not file.name.endswith(".index.json"):
+                if not file.name.endswith(".index.json") and file.name != artifact.MANIFEST:
                     shutil.copy(file, directory / file.name)
         self.notes.append(f"Converted to {self.scheme.name}: {report}.")
 
     def _plan(self) -> ConversionPlan:
         """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
         storage = self.scheme.storage
-        matrix_storage: Any = storage if isinstance(storage, GroupFormat) else {"float32": "f32", "float16": "f16"}[storage]
+        matrix_storage: Any = (
+            storage if isinstance(storage, GroupFormat) else {"float32": "f32", "float16": "f16"}[storage]
+        )
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
         for name, matrix in self.model.matrices():
             shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), matrix_storage)
@@ -182,7 +192,8 @@ class Build:
         """Directory with the parameters as this platform's kernels want them."""
         weights = self.weights()
         causes = {
-            **{name: value for name, value in self._weight_causes().items() if name in ("model", "scheme")},
+            "model": self.label,
+            "scheme": self.scheme.name,
             "platform": self.kernels.name,
             "weights": artifact.identity(weights),
             "sources": artifact.source_hash("kernels", "quant", "models"),
@@ -204,7 +215,7 @@ class Build:
             for done, (name, matrix) in enumerate(matrices.items(), 1):
                 parts = ("q_weight", "q_scale", "weight", "bias")
                 own = {part: stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in stored}
-                for suffix, array in matrix.weight_kernel.arrange(own).items():
+                for suffix, array in matrix.arrange(own).items():
                     writer.write(f"{name}.{suffix}", array, 0)
                 self.notify("arrange", name, done / len(matrices))
 
@@ -213,7 +224,7 @@ class Build:
     def library(self) -> Path:
         """Directory with the compiled library and its interface."""
         causes = {
-            "model": self._weight_causes()["model"],
+            "model": self.label,
             "scheme": self.scheme.name,
             "platform": self.kernels.name,
             "config": self.raw_config,
@@ -228,12 +239,6 @@ class Build:
         return artifact.obtain("library", causes, self._compile)
 
     def _compile(self, directory: Path) -> None:
-        import time
-
-        import tvm
-
-        from .pipeline import pipeline
-
         began = time.perf_counter()
         self.notify("compile", "tracing", None)
         with using(self.kernels):
@@ -244,16 +249,16 @@ class Build:
         executable = tvm.compile(module, tvm.target.Target(dict(self.target)), relax_pipeline=pipeline(bounds))
         self.notify("compile", "linking", None)
         executable.export_library(str(directory / LIBRARY_FILE), fcompile=link)
-        shape, dtype = self.kernels.page_tensor(self.model.model.layers[0].self_attn.shape, 1)
+        attention = self.model.attention_shape
         Interface(
             device=self.platform.name,
             params=tuple(name for name, _ in names),
             vocab_size=self.config.vocab_size,
             num_layers=self.config.num_layers,
             page_size=limits.page_size,
-            page_shape=tuple(int(n) for n in shape[1:]),
-            page_dtype=dtype,
-            query_tile=self.kernels.query_tile(self.model.model.layers[0].self_attn.shape),
+            page_shape=self.kernels.page_tensor(attention, 1)[1:],
+            page_dtype=attention.page_dtype,
+            query_tile=self.kernels.query_tile(attention),
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_num_seqs=limits.max_num_seqs,
         ).write(directory)
@@ -264,7 +269,9 @@ class Build:
         """All three steps. `max_model_len` None is the model's own limit, or DEFAULT_CONTEXT if that is longer."""
         longest = self.config.max_position_embeddings
         if max_model_len is not None and max_model_len > longest and self.config.rope.kind != "dynamic":
-            raise UnsupportedError(f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more.")
+            raise UnsupportedError(
+                f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
+            )
         length = max_model_len or min(longest, DEFAULT_CONTEXT)
         library, params, source = self.library(), self.params(), self.weights()
         cos, sin = rope.tables(self.config, length)
@@ -284,8 +291,7 @@ class Build:
 
 
 def _converted_scheme(directory: Path) -> str | None:
-    """The scheme of a directory that `convert` wrote, or None for a checkpoint. Raises ArtifactError if it is broken."""
-    manifest = directory / artifact.MANIFEST
-    if not manifest.exists():
+    """The scheme of a directory that `convert` wrote; None for a checkpoint. Raises ArtifactError if it is broken."""
+    if not (directory / artifact.MANIFEST).exists() or not (directory / PARAMS_FILE).exists():
         return None
     return str(artifact.causes_of(directory, "weights")["scheme"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ..compile.compiled import CompiledModel
-from ..errors import ConfigError, ContextLengthError
 from .model_runner import ModelRunner
 from .sampler import Sampler
 from .scheduler import Sampled, SchedulerOutput
@@ -14,13 +13,19 @@ from .scheduler import Sampled, SchedulerOutput
 class LocalExecutor:
     """Runs plans on one device and samples from their logits; see `core.Executor` for the contract."""
 
-    def __init__(self, model: CompiledModel, num_pages: int, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: CompiledModel,
+        num_pages: int,
+        eos_token_ids: Collection[int] = (),
+        num_threads: int | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = model.interface.page_size
         self.max_model_len = model.max_model_len
         self.vocab_size = model.interface.vocab_size
         self.runner = ModelRunner(model, num_pages, num_threads)
-        self._sampler = Sampler()
+        self._sampler = Sampler(eos_token_ids)
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
         logits = self.runner.logits(plan.scheduled)

@@ -91,7 +91,8 @@ class ModelRunner:
         out = self._logits[: len(asked)]
         tensors = [self._tensor(_aligned(a)) for a in arrays]
         self._step(*tensors, *self._rope, self._tensor(out), self.pages, self._params)
-        return out[: len(wanted)]
+        logits: npt.NDArray[np.float32] = out[: len(wanted)]
+        return logits
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
@@ -99,7 +100,8 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArr
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = np.empty(nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
-    return room[start : start + nbytes].view(dtype).reshape(shape)
+    array: npt.NDArray[Any] = room[start : start + nbytes].view(dtype).reshape(shape)
+    return array
 
 
 def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

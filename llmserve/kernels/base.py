@@ -1,4 +1,4 @@
-"""What a platform's kernels offer to models and schemes: a protocol, and the set that is active while a model is traced.
+"""What a platform's kernels offer to models and schemes: a protocol, and the set that is active while tracing.
 
 Layers call these methods and never learn which platform answers; a new platform implements this protocol.
 """
@@ -45,13 +45,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What attention kernels depend on. `window`: keys a query sees, itself included; 0 for all of them."""
+    """What attention kernels depend on.
+
+    `window`: keys a query sees, itself included; 0 for all of them. `page_dtype`: of keys and values in the cache.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     page_size: int
     window: int = 0
+    page_dtype: str = "float16"
 
     @property
     def group(self) -> int:
@@ -62,8 +66,9 @@ class AttentionShape:
 class Weight(Protocol):
     """One weight matrix [out, in] in this platform's memory layout, and the operators over it."""
 
-    params: Mapping[str, tuple[tuple[int, ...], str]]
-    """Parameter suffix → (shape, dtype) of this layout."""
+    @property
+    def params(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Parameter suffix → (shape, dtype) of this layout."""
 
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """From storage (`q_weight` and `q_scale`, or `weight`; `bias`) to `params`."""
@@ -78,8 +83,11 @@ class Weight(Protocol):
 class KernelSet(Protocol):
     """The operators that a decoder needs. `compute_dtype` is that of activations."""
 
-    name: str
-    compute_dtype: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def compute_dtype(self) -> str: ...
 
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Weight: ...
 
@@ -95,8 +103,8 @@ class KernelSet(Protocol):
     def query_tile(self, shape: AttentionShape) -> int:
         """Consecutive query tokens that one attention tile may hold."""
 
-    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[tuple[Any, ...], str]:
-        """Shape and dtype of one layer's pages."""
+    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
+        """Shape of one layer's pages, of `shape.page_dtype`."""
 
     def rope_append(
         self, qkv: Tensor, norms: tuple[Tensor, ...], eps: float, batch: Batch, pages: Tensor, shape: AttentionShape

@@ -18,13 +18,12 @@ __all__ = ["T", "block", "build", "f32", "full", "i32", "put", "scratch", "sized
 
 
 def build(name: str, body: Callable[[], None]) -> PrimFunc:
-    """The PrimFunc whose arguments and statements `body` emits. It is scheduled, opaque to fusion and has no aliases."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            # op_pattern 8 is kOpaque: the compiler must not fuse into a kernel that is already scheduled.
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-            body()
+    """The PrimFunc whose arguments and statements `body` emits: scheduled, opaque to fusion, without aliases."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        # op_pattern 8 is kOpaque: the compiler must not fuse into a kernel that is already scheduled.
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        body()
     return builder.get()
 
 
@@ -60,7 +59,8 @@ def scratch(shape: int | tuple[Any, ...], dtype: str = "float32") -> Any:
 def vec(buffer: Any, *index: Any, lanes: int, stride: int = 1) -> Any:
     """`lanes` consecutive (or strided) elements along the last axis."""
     *lead, last = index
-    return buffer[(*lead, T.ramp(last, stride, lanes))]
+    at = (*lead, T.ramp(last, stride, lanes))
+    return buffer[at]
 
 
 def put(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:

@@ -1,7 +1,7 @@
 """The exported entry points of every family, written once, and how a family is found by its name.
 
-A family file defines `Config(keys) -> DecoderConfig`, `Model` (a CausalLM), `WEIGHTS` (how its checkpoint names fuse) and
-`TINY` (a config.json for tests).
+A family file defines `Config(keys) -> DecoderConfig`, `Model` (a CausalLM), `WEIGHTS` (how its checkpoint names fuse)
+and `TINY` (a config.json for tests).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..errors import ConfigError, UnsupportedError
-from ..kernels.base import Batch, active
+from ..kernels.base import AttentionShape, Batch, active
 from . import __path__ as _models_path
 from .config import DecoderConfig, Keys
-from .layers import Decoder, Linear, Matrix, RMSNorm, walk
+from .layers import Decoder, Linear, Matrix, PageFormat, RMSNorm, walk
 
 _NOT_FAMILIES = {"base", "config", "layers", "rope"}
 # Twins: architectures that differ from a family in name only.
@@ -41,11 +41,17 @@ class Family:
 class CausalLM(nn.Module):
     """Embedding, layers, norm and head; `step` is the one function that the engine calls."""
 
-    def __init__(self, config: DecoderConfig, page_size: int) -> None:
+    def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
         self.config = config
-        self.model = Decoder(config, page_size)
+        self.model = Decoder(config, pages)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.vocab_size, config.hidden_size)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """That of the first layer; layers differ in their windows only."""
+        shape: AttentionShape = self.model.layers[0].self_attn.shape
+        return shape
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """The weight matrices by name: what a quantization scheme decides about."""
@@ -86,7 +92,8 @@ class CausalLM(nn.Module):
         def int32(size: str) -> nn.spec.Tensor:
             return nn.spec.Tensor([size], "int32")
 
-        page_shape, page_dtype = active().page_tensor(self.model.layers[0].self_attn.shape, "num_pages")
+        attention = self.attention_shape
+        page_shape = active().page_tensor(attention, "num_pages")
         method = {
             **{name: int32("num_tokens") for name in ("token_ids", "positions", "slots")},
             **{name: int32("num_tiles") for name in ("tile_seq", "tile_row", "tile_rows")},
@@ -95,7 +102,7 @@ class CausalLM(nn.Module):
             "logit_rows": int32("num_logits"),
             **{name: nn.spec.Tensor(["table", config.head_dim // 2], "float32") for name in ("cos", "sin")},
             "logits": nn.spec.Tensor(["num_logits", config.vocab_size], "float32"),
-            "pages": [nn.spec.Tensor(list(page_shape), page_dtype) for _ in range(config.num_layers)],
+            "pages": [nn.spec.Tensor(list(page_shape), attention.page_dtype) for _ in range(config.num_layers)],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
         return nn.spec.ModuleSpec.from_raw({"step": method}, self)

@@ -1,13 +1,15 @@
 """The parts that decoder families are made of, as tvm modules over the active kernel set.
 
-Nothing here knows a family, a scheme or a platform: `Linear` and `Embedding` hold no weights until `bind` gives them the
-layout that scheme and platform agreed on, and every operator comes from `kernels.active()`.
+Nothing here knows a family, a scheme or a platform: `Linear` and `Embedding` hold no weights until `bind` gives them
+the layout that scheme and platform agreed on, and every operator comes from `kernels.active()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
@@ -36,6 +38,10 @@ class Matrix(nn.Module):
         self.weight_kernel = weight
         for name, (shape, dtype) in weight.params.items():
             setattr(self, name, nn.Parameter(shape, dtype))
+
+    def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The parameters' values from the stored tensors, see `Weight.arrange`."""
+        return self._bound()[0].arrange(stored)
 
     def _bound(self) -> tuple[Weight, dict[str, Tensor]]:
         assert self.weight_kernel is not None, "bind() comes first"
@@ -75,12 +81,20 @@ class RMSNorm(nn.Module):
         return active().add_rms_norm(x, residual, self.weight, self.eps)
 
 
+@dataclass(frozen=True)
+class PageFormat:
+    """The KV cache as the engine sets it: tokens in a page, and the dtype of keys and values."""
+
+    size: int = 16
+    dtype: str = "float16"
+
+
 class Attention(nn.Module):
     """Grouped-query attention over pages; q, k and v come from one matmul."""
 
-    def __init__(self, config: DecoderConfig, page_size: int, window: int) -> None:
+    def __init__(self, config: DecoderConfig, pages: PageFormat, window: int) -> None:
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.shape = AttentionShape(heads, kv_heads, dim, page_size, window)
+        self.shape = AttentionShape(heads, kv_heads, dim, pages.size, window, pages.dtype)
         self.eps = config.rms_norm_eps
         self.qkv_proj = Linear((heads + 2 * kv_heads) * dim, config.hidden_size, config.qkv_bias)
         self.o_proj = Linear(config.hidden_size, heads * dim, config.o_bias)
@@ -109,9 +123,9 @@ class GatedMLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm block. The residual sum travels beside the branch, so that each norm takes both in one pass."""
 
-    def __init__(self, config: DecoderConfig, page_size: int, window: int) -> None:
+    def __init__(self, config: DecoderConfig, pages: PageFormat, window: int) -> None:
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, page_size, window)
+        self.self_attn = Attention(config, pages, window)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
@@ -126,9 +140,9 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: DecoderConfig, page_size: int) -> None:
+    def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([DecoderLayer(config, page_size, window) for window in config.window])
+        self.layers = nn.ModuleList([DecoderLayer(config, pages, window) for window in config.window])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, batch: Batch, pages: list[Tensor]) -> Tensor:

@@ -12,17 +12,13 @@ QKV_AND_GATE_UP = (
         f"{_LAYER}.self_attn.qkv_proj.{{kind}}",
         tuple(f"{_LAYER}.self_attn.{name}_proj.{{kind}}" for name in ("q", "k", "v")),
     ),
-    Fuse(
-        f"{_LAYER}.mlp.gate_up_proj.{{kind}}", tuple(f"{_LAYER}.mlp.{name}_proj.{{kind}}" for name in ("gate", "up"))
-    ),
+    Fuse(f"{_LAYER}.mlp.gate_up_proj.{{kind}}", tuple(f"{_LAYER}.mlp.{name}_proj.{{kind}}" for name in ("gate", "up"))),
 )
 
 
 def Config(keys: Keys) -> DecoderConfig:
     bias = keys.flag("attention_bias", False)
-    return DecoderConfig.read(
-        keys, family="llama", qkv_bias=bias, o_bias=bias, mlp_bias=keys.flag("mlp_bias", False)
-    )
+    return DecoderConfig.read(keys, family="llama", qkv_bias=bias, o_bias=bias, mlp_bias=keys.flag("mlp_bias", False))
 
 
 Model = CausalLM
@@ -31,10 +27,10 @@ TINY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 176,
+    "hidden_size": 256,
+    "intermediate_size": 352,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,

@@ -13,9 +13,7 @@ def Config(keys: Keys) -> DecoderConfig:
     bias = keys.flag("attention_bias", False)
     # 128 is the default of this family's config class, whatever hidden_size / heads would be.
     wide = Keys({"head_dim": 128, **{k: v for k, v in keys.raw.items() if v is not None}}, keys.source)
-    return DecoderConfig.read(
-        wide, family="qwen3", qkv_bias=bias, o_bias=bias, qk_norm=True, window=qwen_windows(keys)
-    )
+    return DecoderConfig.read(wide, family="qwen3", qkv_bias=bias, o_bias=bias, qk_norm=True, window=qwen_windows(keys))
 
 
 Model = CausalLM
@@ -24,7 +22,7 @@ TINY = {
     **LLAMA_TINY,
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
-    "head_dim": 32,
+    "head_dim": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,

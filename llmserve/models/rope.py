@@ -51,9 +51,7 @@ def inverse_frequencies(config: DecoderConfig, length: int) -> tuple[Array, floa
     return _yarn(config, plain, exponents, factor, original)
 
 
-def _yarn(
-    config: DecoderConfig, plain: Array, exponents: Array, factor: float, original: int
-) -> tuple[Array, float]:
+def _yarn(config: DecoderConfig, plain: Array, exponents: Array, factor: float, original: int) -> tuple[Array, float]:
     p, dim, theta = config.rope.parameters, config.head_dim, config.rope.theta
 
     def attention(scale: float, mscale: float) -> float:

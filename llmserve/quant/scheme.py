@@ -31,6 +31,11 @@ class Scheme:
     compute_dtype: str
 
     @property
+    def page_dtype(self) -> str:
+        """Of keys and values: float16, but float32 where the user asked for no rounding anywhere."""
+        return "float32" if self.storage == "float32" else "float16"
+
+    @property
     def storage_name(self) -> str:
         return self.storage.name if isinstance(self.storage, GroupFormat) else self.storage
 

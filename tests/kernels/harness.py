@@ -10,7 +10,9 @@ from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
 
 from llmserve.kernels.cpu.isa import ISAS, Isa, choose
 
-NATIVE = choose(frozenset(str(f) for f in llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()}))))
+NATIVE = choose(
+    frozenset(str(f) for f in llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})))
+)
 RUNNABLE = [NATIVE, ISAS[-1]] if NATIVE is not ISAS[-1] else [NATIVE]
 """The best row of this machine, and the portable one, compiled for the plainest CPU of its kind."""
 

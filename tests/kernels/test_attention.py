@@ -65,7 +65,9 @@ def test_attention_equals_the_reference(shape, isa):
             paged(k, v, table, pages, shape)
             q = rng.standard_normal((new, shape.heads, shape.head_dim)).astype(np.float32)
             at = np.arange(history, n)
-            expected.append(reference(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), at, shape, 0.17))
+            expected.append(
+                reference(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), at, shape, 0.17)
+            )
             queries.append(q)
             positions.append(at)
             tiles += [(index, row + t, min(query_tile(shape), new - t)) for t in range(0, new, query_tile(shape))]

@@ -49,7 +49,9 @@ class CpuWeight:
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
         if isinstance(self.storage, GroupFormat):
-            out["q"], out["s"] = layout.tile_quantized(stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows)
+            out["q"], out["s"] = layout.tile_quantized(
+                stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows
+            )
         else:
             out["w"] = layout.tile_float(stored["weight"], self.isa.rows)
         if self.has_bias:
@@ -107,9 +109,10 @@ class CpuKernels:
         return f"cpu-{self.isa.name}"
 
     def _once(self, make: Callable[..., Any], *key: Any) -> Any:
-        if (make, *key) not in self._built:
-            self._built[(make, *key)] = make(*key)
-        return self._built[(make, *key)]
+        whole = (make, *key)
+        if whole not in self._built:
+            self._built[whole] = make(*key)
+        return self._built[whole]
 
     def _func(self, make: Callable[..., PrimFunc], name: str, *args: Any) -> PrimFunc:
         return self._once(make, name, *args).without_attr("global_symbol")
@@ -138,8 +141,8 @@ class CpuKernels:
     def query_tile(self, shape: AttentionShape) -> int:
         return attention.query_tile(shape)
 
-    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[tuple[Any, ...], str]:
-        return attention.page_tensor(shape, num_pages), "float16"
+    def page_tensor(self, shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
+        return attention.page_tensor(shape, num_pages)
 
     def rope_append(
         self, qkv: Tensor, norms: tuple[Tensor, ...], eps: float, batch: Batch, pages: Tensor, shape: AttentionShape

@@ -1,6 +1,6 @@
 """Attention over pages on CPUs, with rotary embedding and the append to the cache.
 
-A layer's pages are one float16 tensor [num_pages, 2, kv_heads, page_size * head_dim]. Keys lie as [head_dim, page_size]
+A layer's pages are one tensor [num_pages, 2, kv_heads, page_size * head_dim]. Keys lie as [head_dim, page_size]
 within a page and values as [page_size, head_dim]: scores then have keys in vector lanes and need no horizontal sums.
 The softmax is the online one (Milakov & Gimelshein 2018) in base 2, page after page in order, so a row's result depends
 on its own keys alone: neither batching, chunking nor prefix sharing changes a bit of it.
@@ -37,7 +37,7 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
 
     qkv float32 [M, (heads + 2 kv_heads) * D] · positions int32 [M] · slots int32 [M] (page * page_size + offset) ·
     cos, sin float32 [positions, D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating, `qk_norm` its
-    epsilon) · pages float16, written in place · q float32 [M, heads * D], the output.
+    epsilon) · pages, written in place · q float32 [M, heads * D], the output.
     Rotation pairs element i with i + D/2 (GPT-NeoX style, as in the Hugging Face models).
     """
     d, half, size = shape.head_dim, shape.head_dim // 2, shape.page_size
@@ -51,7 +51,7 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
         cos = sized("cos", (table, half), "float32")
         sin = sized("sin", (table, half), "float32")
         norms = [sized(n, (d,), "float32") for n in ("q_norm", "k_norm")] if qk_norm is not None else []
-        pages = sized("pages", page_tensor(shape, num_pages), "float16")
+        pages = sized("pages", page_tensor(shape, num_pages), shape.page_dtype)
         q = sized("q", (m, shape.heads * d), "float32")
 
         def rotate(row: Any, first: Any, norm: Any, out: Any) -> None:
@@ -85,11 +85,11 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
             with T.serial(shape.kv_heads) as head, block("key"):
                 rotate(row, (shape.heads + head) * d, norms[1] if norms else None, turned)
                 with T.serial(d) as i:
-                    put(pages, T.cast(turned[i], "float16"), page, 0, head, i * size + offset)
+                    put(pages, T.cast(turned[i], shape.page_dtype), page, 0, head, i * size + offset)
             with T.serial(shape.kv_heads) as head:
                 first = (shape.heads + shape.kv_heads + head) * d
                 for i in range(0, d, lanes):
-                    value = T.cast(vec(qkv, row, first + i, lanes=lanes), f"float16x{lanes}")
+                    value = T.cast(vec(qkv, row, first + i, lanes=lanes), f"{shape.page_dtype}x{lanes}")
                     put(pages, value, page, 1, head, offset * d + i, lanes=lanes)
 
     return build(name, body)
@@ -98,9 +98,9 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
 def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) -> PrimFunc:
     """softmax(scale · q kᵀ) v over each sequence's pages, causal, for any mix of decodes and prefill chunks.
 
-    q float32 [M, heads * D] · positions int32 [M] · tile_seq, tile_row, tile_rows int32 [tiles]: which sequence a tile of
-    up to `query_tile` consecutive rows belongs to, its first row, how many rows · page_indptr int32 [B + 1] and
-    page_values int32 [P], the page tables · pages float16, holding all keys up to each row's position ·
+    q float32 [M, heads * D] · positions int32 [M] · tile_seq, tile_row, tile_rows int32 [tiles]: which sequence a
+    tile of up to `query_tile` consecutive rows belongs to, its first row, how many rows · page_indptr int32 [B + 1] and
+    page_values int32 [P], the page tables · pages, holding all keys up to each row's position ·
     out float32 [M, heads * D]. Oracle: tests/kernels/test_attention.py.
     """
     d, size, group = shape.head_dim, shape.page_size, shape.group
@@ -117,7 +117,7 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
         tile_rows = sized("tile_rows", (num_tiles,), "int32")
         indptr = sized("page_indptr", (batch,), "int32")
         values = sized("page_values", (num_values,), "int32")
-        pages = sized("pages", page_tensor(shape, num_pages), "float16")
+        pages = sized("pages", page_tensor(shape, num_pages), shape.page_dtype)
         out = sized("out", (m, shape.heads * d), "float32")
 
         def walk(tile: Any, head: Any, tokens: int) -> None:
@@ -139,7 +139,9 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
                 for r in range(rows):
                     column = (head * group + r % group) * d
                     for i in range(0, d, step):
-                        scaled = vec(q, at[r // group], column + i, lanes=step) * full(f32(scale * math.log2(math.e)), step)
+                        scaled = vec(q, at[r // group], column + i, lanes=step) * full(
+                            f32(scale * math.log2(math.e)), step
+                        )
                         put(query, scaled, r * d + i, lanes=step)
                         put(o, full(f32(0), step), r * d + i, lanes=step)
                     put(peak, f32(_NO_SCORE), r)
@@ -169,7 +171,9 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
                     put(acc, full(f32(0), lanes), c * lanes, lanes=lanes)
                 with T.serial(d) as i:
                     for v in range(parts):
-                        key = T.cast(vec(pages, page, 0, current_head, i * size + v * lanes, lanes=lanes), f"float32x{lanes}")
+                        key = T.cast(
+                            vec(pages, page, 0, current_head, i * size + v * lanes, lanes=lanes), f"float32x{lanes}"
+                        )
                         for c, r in enumerate(rs):
                             old = vec(acc, c * size + v * lanes, lanes=lanes)
                             put(acc, old + full(query[r * d + i], lanes) * key, c * size + v * lanes, lanes=lanes)

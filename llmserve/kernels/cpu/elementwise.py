@@ -37,7 +37,13 @@ def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> Pri
             put(acc, full(f32(0), lanes), 0, lanes=lanes)
             with T.serial(width // lanes) as i:
                 if summed is not None:
-                    put(summed, vec(x, row, i * lanes, lanes=lanes) + vec(r, row, i * lanes, lanes=lanes), row, i * lanes, lanes=lanes)
+                    put(
+                        summed,
+                        vec(x, row, i * lanes, lanes=lanes) + vec(r, row, i * lanes, lanes=lanes),
+                        row,
+                        i * lanes,
+                        lanes=lanes,
+                    )
                 value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
                 put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
             total: Any = acc[0]
@@ -46,7 +52,13 @@ def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> Pri
             put(inverse, f32(1) / T.sqrt(total * f32(1 / width) + f32(eps)), 0)
             with T.serial(width // lanes) as i:
                 value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
-                put(y, value * full(inverse[0], lanes) * vec(weight, i * lanes, lanes=lanes), row, i * lanes, lanes=lanes)
+                put(
+                    y,
+                    value * full(inverse[0], lanes) * vec(weight, i * lanes, lanes=lanes),
+                    row,
+                    i * lanes,
+                    lanes=lanes,
+                )
 
     return build(name, body)
 
@@ -61,7 +73,13 @@ def gated_activation(name: str, width: int, isa: Isa) -> PrimFunc:
         out = sized("out", (m, width), "float32")
         with T.parallel(m) as row, T.serial(width // lanes) as i:
             gate, up = vec(x, row, i * lanes, lanes=lanes), vec(x, row, width + i * lanes, lanes=lanes)
-            put(out, gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up, row, i * lanes, lanes=lanes)
+            put(
+                out,
+                gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up,
+                row,
+                i * lanes,
+                lanes=lanes,
+            )
 
     return build(name, body)
 

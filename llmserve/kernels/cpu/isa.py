@@ -149,5 +149,3 @@ def choose(features: frozenset[str]) -> Isa:
 
 def by_name(name: str) -> Isa:
     return next(isa for isa in ISAS if isa.name == name)
-
-

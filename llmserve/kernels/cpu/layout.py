@@ -1,14 +1,14 @@
-"""How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one vector load.
+"""How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one load.
 
 numpy only: this is the host side of `linear.py`, which holds the matching loads. Storage stays canonical (quant.group);
 tiles are made from it once per machine.
 
-A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] and s: float16 [tiles, groups, rows], where
+A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] and s: float16 [tiles, groups, rows]:
 step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i. N is padded to whole tiles.
     8 bits: vector j is step j.
     4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
-    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5; bits 6-7 of vectors 0 and 1 are the low bits of steps
-            8 and 9, and bit 6 of vectors 2 and 3 their high bits. 40 weights take 16 bytes, as in storage.
+    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5; bits 6-7 of vectors 0 and 1 are the low bits of
+            steps 8 and 9, and bit 6 of vectors 2 and 3 their high bits. 40 weights take 16 bytes, as in storage.
 A float weight becomes [tiles, K, rows] in its own dtype.
 """
 

@@ -24,7 +24,9 @@ CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in
 LANES = 8  # float lanes of the activation quantizer
 
 
-def quantize_activations(x: npt.NDArray[np.float32], group: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantize_activations(
+    x: npt.NDArray[np.float32], group: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """The kernels' activation rounding in numpy: x [M, K] → (int8 [M, G, group], scales float32 [M, G]).
 
     Symmetric per group, scale = max|x| / 127, rounding half to even; K is padded with zeros to whole groups.
@@ -39,7 +41,9 @@ def quantize_activations(x: npt.NDArray[np.float32], group: int) -> tuple[npt.ND
     return np.rint(padded * inverse[:, :, None]).astype(np.int8), largest * np.float32(1 / 127)
 
 
-def _quantize_group(x: Any, m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, steps: int, offset: int) -> None:
+def _quantize_group(
+    x: Any, m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, steps: int, offset: int
+) -> None:
     """Round one group of a row to int8: 4 to an int32 in `aq`, its scale, and -offset times its sum if asked for."""
     first = g * (4 * steps)
     with block("quantize"):
@@ -129,10 +133,10 @@ def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None],
         with T.Else():
             with T.parallel(m) as row:
                 prepare(row)
-            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer:
-                with T.parallel(count) as t:
-                    with T.serial(T.min(CACHE_ROWS // ROW_BLOCK, (m - outer * CACHE_ROWS + ROW_BLOCK - 1) // ROW_BLOCK)) as inner:
-                        tile_at(outer * CACHE_ROWS + inner * ROW_BLOCK, ROW_BLOCK, t, 1, m)
+            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count) as t:
+                blocks = T.min(CACHE_ROWS, m - outer * CACHE_ROWS + ROW_BLOCK - 1) // ROW_BLOCK
+                with T.serial(blocks) as inner:
+                    tile_at(outer * CACHE_ROWS + inner * ROW_BLOCK, ROW_BLOCK, t, 1, m)
 
 
 def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool) -> PrimFunc:
@@ -187,7 +191,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                                 put(part, isa.dot(bits, old, weights, aq[row + i, g, j]), c * lanes, lanes=lanes)
                         for c, (i, w) in enumerate(cells):
                             total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
-                            if offset:
+                            if sums is not None:
                                 total = total + full(sums[row + i, g], rows)
                             wide = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
                             term = T.cast(total, f"float32x{rows}") * (wide * full(scale[row + i, g], rows))
@@ -227,7 +231,9 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
                 with T.serial(k) as j:
                     for c, (i, t) in enumerate(cells):
                         weight = T.cast(vec(w, tile + t, j, 0, lanes=rows), f"float32x{rows}")
-                        put(acc, vec(acc, c * rows, lanes=rows) + full(x[at[i], j], rows) * weight, c * rows, lanes=rows)
+                        put(
+                            acc, vec(acc, c * rows, lanes=rows) + full(x[at[i], j], rows) * weight, c * rows, lanes=rows
+                        )
                 for c, (i, t) in enumerate(cells):
                     with when(True if limit is None else row + i < limit):
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)

@@ -1,0 +1,229 @@
+"""The command line: each verb parses its options, calls the library, prints. An error is one sentence, exit code 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from . import __version__
+from .errors import LLMServeError
+
+app = typer.Typer(
+    name="llmserve",
+    help="Serve a Hugging Face checkpoint behind an OpenAI-compatible endpoint, on whatever hardware is there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
+app.add_typer(bench_app, name="bench")
+
+# Typer reads annotations at run time, and Python 3.10 needs them spelled this way.
+Model = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(
+        help="A checkpoint's directory, a directory that `convert` wrote, or a Hugging Face Hub id such as "
+        "Qwen/Qwen3-0.6B. Without one: the small model that comes with llmserve.",
+        show_default=False,
+    ),
+]
+Quant = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Weights: q4, q3, q8, none, or a full name such as q4f16_1.  "
+        "[default: q4, or what a converted directory has]",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, or auto for the best that is there.")]
+Arch = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="The device's instruction set, such as avx2 or portable.  [default: the best]", show_default=False
+    ),
+]
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--config", help="A TOML file with sections [model], [engine] and [server].", show_default=False),
+]
+Context = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        help="Tokens that a prompt and its answer may have.  [default: the model's own, at most 8192]",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    quant: Quant = None,
+    device: Device = "auto",
+    arch: Arch = None,
+    config: ConfigFile = None,
+    host: Annotated[Optional[str], typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,  # noqa: UP045
+    port: Annotated[Optional[int], typer.Option(help="Port to listen on.  [default: 8000]")] = None,  # noqa: UP045
+    served_model_name: Annotated[Optional[str], typer.Option(help="The model's name to clients.")] = None,  # noqa: UP045
+    max_model_len: Context = None,
+    max_num_seqs: Annotated[Optional[int], typer.Option(help="Sequences at once.  [default: 64]")] = None,  # noqa: UP045
+    kv_cache_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Memory for the KV cache, such as 2GiB.  [default: a quarter of what is free]"),
+    ] = None,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads.  [default: all cores]")] = None,  # noqa: UP045
+    chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file to use instead of the model's.")] = None,  # noqa: UP045
+    api_key: Annotated[Optional[list[str]], typer.Option(help="A key that clients must send; repeatable.")] = None,  # noqa: UP045
+) -> None:
+    """Serve a model over HTTP: converts, compiles and caches what is missing, then answers the OpenAI API."""
+    from .serving import serve as run
+
+    engine: dict[str, Any] = {"max_model_len": max_model_len, "max_num_seqs": max_num_seqs}
+    engine |= {"kv_cache_memory": kv_cache_memory, "num_threads": threads}
+    server: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "served_model_name": served_model_name,
+        "chat_template": chat_template,
+    }
+    server["api_keys"] = tuple(api_key) if api_key else None
+    run(_config(config, {"path": model, "quant": quant, "device": device, "arch": arch}, engine, server))
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    quant: Quant = None,
+    device: Device = "auto",
+    arch: Arch = None,
+    system: Annotated[Optional[str], typer.Option(help="A system message to begin with.")] = None,  # noqa: UP045
+    temperature: Annotated[Optional[float], typer.Option(help="0 always takes the likeliest token.")] = None,  # noqa: UP045
+    max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 1024,
+    max_model_len: Context = None,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads.  [default: all cores]")] = None,  # noqa: UP045
+) -> None:
+    """Talk to a model in the terminal. /reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."""
+    from .console import Steps
+    from .llm import LLM
+    from .terminal_chat import converse
+
+    with Steps() as steps:
+        llm = LLM(
+            model, quant=quant, device=device, arch=arch, notify=steps, max_model_len=max_model_len, num_threads=threads
+        )
+    converse(llm, system, temperature, max_tokens)
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; `serve` takes it as a model.")],
+    quant: Quant = None,
+    device: Device = "auto",
+) -> None:
+    """Quantize a checkpoint into a directory of its own, with tokenizer and config."""
+    from .compile.build import Build
+    from .console import Steps
+
+    with Steps() as steps:
+        build = Build(model, quant=quant, device=device, notify=steps)
+        build.export_weights(output)
+    typer.echo("\n".join([*build.notes, f"Wrote {output}. Serve it with: llmserve serve {output}"]))
+
+
+@app.command(name="compile")
+def compile_(
+    model: Model = None, quant: Quant = None, device: Device = "auto", arch: Arch = None, max_model_len: Context = None
+) -> None:
+    """Convert and compile a model into the cache, so that `serve` starts at once."""
+    from .compile.build import Build
+    from .console import Steps
+
+    with Steps() as steps:
+        compiled = Build(model, quant=quant, device=device, arch=arch, notify=steps).run(max_model_len)
+    notes = compiled.notes or ("Everything was in the cache already.",)
+    typer.echo("\n".join([*notes, f"Library: {compiled.library}", f"Weights: {compiled.params}"]))
+
+
+@app.command(name="list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List what is in the cache: converted weights, weights in a platform's layout, compiled libraries."""
+    from .compile.artifact import cache_root, list_artifacts
+
+    rows = list_artifacts()
+    if as_json:
+        typer.echo(json.dumps([{**vars(row), "path": str(row.path)} for row in rows], indent=1))
+        return
+    for row in rows:
+        state = "" if row.intact else "  (broken: will be made again)"
+        words = f"{row.kind:<12}{row.size / 1e6:>10.1f} MB  {row.model:<28} {row.scheme:<9} {row.platform:<14}"
+        typer.echo(f"{words} {row.path.name}{state}")
+    typer.echo(f"{len(rows)} in {cache_root()}")
+
+
+JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
+
+
+@bench_app.command(name="engine")
+def bench_engine(
+    model: Model = None, quant: Quant = None, json_file: JsonFile = None, device: Device = "auto", arch: Arch = None
+) -> None:
+    """Time prefill and decode at several batch sizes, without a server."""
+    from .bench.engine import measure
+
+    _report(measure(model, quant=quant, device=device, arch=arch), json_file)
+
+
+@bench_app.command(name="serve")
+def bench_serve(
+    model: Model = None,
+    quant: Quant = None,
+    json_file: JsonFile = None,
+    clients: Annotated[int, typer.Option(help="Streaming clients at once.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Length of each answer.")] = 32,
+    url: Annotated[Optional[str], typer.Option(help="A server that is running; without it one is started.")] = None,  # noqa: UP045
+) -> None:
+    """Time a server under streaming clients: tokens per second, time to the first token, gaps between tokens."""
+    from .bench.serve import measure
+
+    _report(measure(model, quant, clients, prompt_tokens, max_tokens, url), json_file)
+
+
+def _report(figures: dict[str, Any], json_file: Path | None) -> None:
+    for name, value in figures.items():
+        typer.echo(f"{name:<40}{value:>14.4g}" if isinstance(value, float) else f"{name:<40}{value!s:>14}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _config(file: Path | None, model: dict[str, Any], engine: dict[str, Any], server: dict[str, Any]) -> Any:
+    """The TOML file's settings, with those of the command line on top."""
+    from .config import Config, load_toml
+
+    if model["device"] == "auto":
+        model["device"] = None
+    return (load_toml(file) if file else Config()).override(model=model, engine=engine, server=server)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"llmserve {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 1."""
+    try:
+        app()
+    except LLMServeError as error:
+        typer.echo(f"llmserve: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

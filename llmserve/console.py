@@ -1,0 +1,46 @@
+"""What the CLI shows while something takes time: one progress line per step, on standard error."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+_TITLES = {"convert": "Quantizing weights", "arrange": "Arranging weights", "compile": "Compiling"}
+stderr = Console(stderr=True)
+
+
+class Steps:
+    """A `compile.build.Notify` that draws a bar for each step as it comes up."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=stderr,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: str, detail: str, fraction: float | None) -> None:
+        if step not in self._tasks:
+            total = None if fraction is None else 1.0
+            self._tasks[step] = self._progress.add_task(_TITLES.get(step, step), total=total, detail=detail)
+        task = self._tasks[step]
+        if fraction is None:
+            self._progress.update(task, detail=detail)
+        else:
+            self._progress.update(task, total=1.0, completed=fraction, detail="" if fraction == 1.0 else detail)

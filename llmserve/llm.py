@@ -1,0 +1,167 @@
+"""LLM: the model as a Python object, without a server. It steps the same engine core that the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .compile.build import Build, Limits, Notify, silent
+from .config import EngineConfig, sampling_defaults
+from .config import build as checked
+from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
+from .engine.executor import LocalExecutor
+from .engine.loading import load_core
+from .engine.scheduler import ScheduledSequence
+from .engine.sequence import Request
+from .errors import ContextLengthError, RequestError
+from .text.chat_template import ChatTemplate
+from .text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One completion. `logprobs` has an entry per token if `SamplingParams.logprobs` asked for them."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What became of one prompt: `n` outputs, best read by index."""
+
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """A model, converted and compiled if need be, and ready to generate.
+
+    Args:
+        model: a checkpoint's directory, a converted directory, or a Hub id; None is the model of the package.
+        quant: "q4", "q3", "q8", "none" or a scheme's full name; None is 4-bit (or what a converted directory holds).
+        device, arch: the platform and, where it has several, its instruction set; None picks the best.
+        notify: called while something takes time, see compile.build.Notify.
+        engine: fields of `config.EngineConfig`, such as max_model_len or kv_cache_memory.
+
+    Not thread-safe; use it from the thread that made it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        quant: str | None = None,
+        device: str | None = None,
+        arch: str | None = None,
+        notify: Notify = silent,
+        **engine: Any,
+    ) -> None:
+        config = checked(EngineConfig, engine, "LLM")
+        self.compiled = Build(
+            None if model is None else str(model),
+            quant=quant,
+            device=device,
+            arch=arch,
+            limits=Limits.of(config),
+            notify=notify,
+        ).run(config.max_model_len)
+        self.tokenizer = Tokenizer.from_directory(self.compiled.source)
+        self.chat_template = ChatTemplate.from_directory(self.compiled.source, self.tokenizer.special_tokens)
+        self.default_params = SamplingParams(**cast(Any, sampling_defaults(self.compiled.source)))
+        self._core = load_core(self.compiled, config, self.tokenizer, self.tokenizer.eos_token_ids)
+        self._runner = cast(LocalExecutor, self._core.executor).runner
+        self._ids = count()
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationResult]:
+        """Complete prompts (texts or lists of token ids) together; results in the order of the prompts.
+
+        `params` is one for all or one for each; None is the model's own recommendation. Raises RequestError for a
+        prompt that cannot be served, and then generates nothing.
+        """
+        many = _many(prompts)
+        each = params if isinstance(params, Sequence) else [params or self.default_params] * len(many)
+        if len(each) != len(many):
+            raise RequestError(f"{len(many)} prompts need as many SamplingParams, got {len(each)}.", param="params")
+        ids = [self._encode(prompt) for prompt in many]
+        names = [f"generate-{next(self._ids)}" for _ in many]
+        news: dict[str, list[RequestOutput]] = {name: [] for name in names}
+        try:
+            for name, tokens, its in zip(names, ids, each, strict=True):
+                self._core.add_request(name, tokens, its)
+            while self._core.has_work():
+                for output in self._core.step():
+                    news[output.request_id].append(output)
+        finally:
+            for name in names:
+                self._core.abort(name)
+        return [_result(tokens, fold(news[name])) for name, tokens in zip(names, ids, strict=True)]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """One prompt, step by step. Closing the iterator ends the request."""
+        name = f"stream-{next(self._ids)}"
+        self._core.add_request(name, self._encode(prompt), params or self.default_params)
+        try:
+            while self._core.has_work():
+                yield from self._core.step()
+        finally:
+            self._core.abort(name)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Iterator[str]:
+        """The assistant's next message, in pieces of text."""
+        text = self.chat_template.render([dict(m) for m in messages])
+        for output in self.stream(self.tokenizer.encode(text, add_special_tokens=False), params):
+            yield "".join(delta.text for delta in output.deltas)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """What the model says after each of `token_ids`: float32 [T, vocab]. For evaluation and tests."""
+        pool, interface = self._core.scheduler.pool, self.compiled.interface
+        request = Request("logits", [int(t) for t in token_ids], SamplingParams(), -1)
+        sequence = request.sequences[0]
+        pages = pool.allocate(-(-len(token_ids) // interface.page_size))
+        if pages is None or len(token_ids) > self._core.max_model_len:
+            raise ContextLengthError(f"{len(token_ids)} tokens do not fit the context of {self._core.max_model_len}.")
+        sequence.pages = pages
+        out = np.empty((len(token_ids), interface.vocab_size), np.float32)
+        step = min(interface.max_num_seqs, interface.max_num_batched_tokens)
+        try:
+            for start in range(0, len(token_ids), step):
+                rows = np.arange(min(step, len(token_ids) - start), dtype=np.int32)
+                plan = [ScheduledSequence(sequence, len(rows))]
+                out[start : start + len(rows)] = self._runner.logits(plan, rows)
+                sequence.num_computed_tokens += len(rows)
+        finally:
+            pool.release(pages)
+        return out
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+
+
+def _many(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) and all(isinstance(p, (int, np.integer)) for p in prompts)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _result(tokens: list[int], output: RequestOutput) -> GenerationResult:
+    outputs = tuple(
+        CompletionOutput(d.index, d.text, d.token_ids, d.logprobs, d.finish_reason, d.stop_reason)
+        for d in sorted(output.deltas, key=lambda delta: delta.index)
+    )
+    return GenerationResult(tuple(tokens), outputs, output.num_cached_tokens)

@@ -1,0 +1,75 @@
+"""The decoder families in numpy, float64 but where the engine rounds on purpose: the reference for whole models.
+
+Reads the same converted weights as the engine. It shares the activation rounding with the kernels' own oracle and
+nothing else with the product's forward pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmserve.kernels.cpu.linear import quantize_activations
+from llmserve.models import rope
+from llmserve.models.config import DecoderConfig
+from llmserve.quant.group import GroupFormat, dequantize
+from llmserve.weights.load import load_params
+
+
+class Oracle:
+    """A converted model (`weights`: a directory with params.safetensors) evaluated the long way."""
+
+    def __init__(self, config: DecoderConfig, weights, storage, page_dtype: str = "float64") -> None:
+        self.config, self.storage, self.page_dtype = config, storage, np.dtype(page_dtype)
+        self.params = load_params(weights)
+
+    def matrix(self, name: str, columns: int) -> np.ndarray:
+        if isinstance(self.storage, GroupFormat):
+            q, s = self.params[f"{name}.q_weight"], self.params[f"{name}.q_scale"]
+            return dequantize(q, s, self.storage, columns).astype(np.float64)
+        return self.params[f"{name}.weight"].astype(np.float64)
+
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        y_bias = self.params[f"{name}.bias"].astype(np.float64) if f"{name}.bias" in self.params else 0.0
+        columns = x.shape[1]
+        if isinstance(self.storage, GroupFormat):
+            a, scale = quantize_activations(x.astype(np.float32), self.storage.group_size)
+            x = (a * scale.astype(np.float64)[:, :, None]).reshape(len(x), -1)[:, :columns]
+        return x @ self.matrix(name, columns).T + y_bias
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.rms_norm_eps)
+        return scaled * self.params[f"{name}.weight"].astype(np.float64)
+
+    def logits(self, token_ids: list[int]) -> np.ndarray:
+        """float64 [T, vocab] for a text computed in one go."""
+        c, n = self.config, len(token_ids)
+        cos, sin = (t.astype(np.float64)[:, None] for t in rope.tables(c, c.max_position_embeddings))
+        cos, sin = cos[:n], sin[:n]
+
+        def rotate(x: np.ndarray) -> np.ndarray:
+            low, high = np.split(x, 2, -1)
+            return np.concatenate([low * cos - high * sin, high * cos + low * sin], -1)
+
+        x = self.matrix("model.embed_tokens", c.hidden_size)[token_ids]
+        for i in range(c.num_layers):
+            layer = f"model.layers.{i}"
+            qkv = self.linear(self.norm(x, f"{layer}.input_layernorm"), f"{layer}.self_attn.qkv_proj")
+            heads = qkv.reshape(n, -1, c.head_dim)
+            q, k, v = np.split(heads, [c.num_heads, c.num_heads + c.num_kv_heads], 1)
+            if c.qk_norm:
+                q, k = self.norm(q, f"{layer}.self_attn.q_norm"), self.norm(k, f"{layer}.self_attn.k_norm")
+            q, k = rotate(q), rotate(k).astype(self.page_dtype).astype(np.float64)
+            v = v.astype(self.page_dtype).astype(np.float64)
+            k, v = (np.repeat(t, c.num_heads // c.num_kv_heads, 1) for t in (k, v))
+            score = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(c.head_dim)
+            age = np.arange(n)[:, None] - np.arange(n)[None]
+            seen = (age >= 0) & ((age < c.window[i]) if c.window[i] else True)
+            score = np.where(seen, score, -np.inf)
+            weight = np.exp(score - score.max(-1, keepdims=True))
+            out = np.einsum("hqk,khd->qhd", weight / weight.sum(-1, keepdims=True), v)
+            x = x + self.linear(out.reshape(n, -1), f"{layer}.self_attn.o_proj")
+            gate, up = np.split(
+                self.linear(self.norm(x, f"{layer}.post_attention_layernorm"), f"{layer}.mlp.gate_up_proj"), 2, -1
+            )
+            x = x + self.linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj")
+        return self.linear(self.norm(x, "model.norm"), "model.embed_tokens" if c.tie_word_embeddings else "lm_head")
