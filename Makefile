@@ -1,0 +1,88 @@
+# What people and CI run. Needs python3 (3.10 or later, with venv), g++ and make; everything else goes into .venv.
+#
+#   make serve [MODEL=...] [QUANT=...] [ARGS="--port 9000"]   the OpenAI API on 127.0.0.1:8000
+#   make test  [ARGS="tests/engine -k prefix"]                all tests, or some
+#   make check                                                lint, formatting, types
+#   make bench [ARGS=...]                                     llmserve and its peers, side by side
+#   make env                                                  only build .venv
+#   make clean                                                remove .venv and every tool's cache; models stay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?=
+QUANT ?=
+ARGS ?=
+
+# One stamp per set of packages. BUILDING is there while one is being installed: where it is found, an earlier run was
+# interrupted, and nothing in the environment can be trusted.
+RUNTIME := $(VENV)/.stamp-runtime
+TEST := $(VENV)/.stamp-test
+BENCH := $(VENV)/.stamp-bench
+BUILDING := $(VENV)/.building
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
+
+.DEFAULT_GOAL := serve
+.NOTPARALLEL:
+.PHONY: serve test check bench gpu env clean venv
+
+# Tools are started as modules, so that a checkout can be moved with its environment.
+serve: $(RUNTIME)
+	$(BIN)/python -m llmserve serve $(if $(MODEL),"$(MODEL)") $(if $(QUANT),--quant "$(QUANT)") $(ARGS)
+
+test: $(TEST)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TEST)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy llmserve
+
+bench: $(BENCH)
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+gpu:
+	@echo "GPU platforms are not there yet: this version of llmserve runs on CPUs only."
+
+env: $(RUNTIME)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): pyproject.toml
+	@echo "Installing llmserve into $(VENV), a minute or two."
+	@touch $(BUILDING)
+	@$(INSTALL) .
+	@rm $(BUILDING) && touch $@
+
+$(TEST): pyproject.toml
+	@echo "Installing llmserve and its test tools into $(VENV), some minutes: PyTorch is large."
+	@touch $(BUILDING)
+	@$(INSTALL) ".[test]"
+	@rm $(BUILDING) && touch $(RUNTIME) $@
+
+$(BENCH): pyproject.toml
+	@echo "Installing the benchmark's peers into $(VENV): llama-cpp-python is built from source, about 10 minutes."
+	@touch $(BUILDING)
+	@$(INSTALL) ".[bench]"
+	@rm $(BUILDING) && touch $(RUNTIME) $@
+
+# An environment that is missing, or was left half-built, is made from nothing, and then no stamp counts.
+ifneq ($(shell [ ! -e $(BUILDING) ] && $(BIN)/python -c "import pip" 2>/dev/null && echo sound),sound)
+.PHONY: $(RUNTIME) $(TEST) $(BENCH)
+$(RUNTIME) $(TEST) $(BENCH): venv
+endif
+
+venv:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "There is no $(PYTHON); run: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "llmserve needs Python 3.10 or later, which $(PYTHON) is not; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments; run: apt install python3-venv" >&2; exit 1; }
+	@command -v g++ >/dev/null || command -v clang++ >/dev/null || command -v c++ >/dev/null || \
+	  { echo "There is no C++ compiler, which compiled models are linked with; run: apt install g++" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)."
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
