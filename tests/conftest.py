@@ -1,0 +1,41 @@
+"""What all tests share: a cache of their own, so that nothing a user has cached is used or touched, and compiled models
+that several tests take from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.weights.random_checkpoint import write_random_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The artifact cache of this test run; subprocesses inherit it."""
+    path = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LLMSERVE_CACHE")
+    os.environ["LLMSERVE_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["LLMSERVE_CACHE"]
+    else:
+        os.environ["LLMSERVE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family name → directory of a random float32 checkpoint of its TINY config."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        from llmserve.models.base import family as find
+
+        if family not in made:
+            directory = tmp_path_factory.mktemp("checkpoints") / f"tiny-{family}"
+            made[family] = write_random_checkpoint(directory, dict(find(family).tiny), dtype="float32")
+        return made[family]
+
+    return make

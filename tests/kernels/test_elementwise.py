@@ -1,0 +1,73 @@
+"""Norms, gated activation, embedding rows and row selection against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmserve.kernels.cpu import elementwise, layout
+from llmserve.quant.group import FORMATS, dequantize, quantize
+
+from .harness import RUNNABLE, compiled
+
+both = pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
+
+
+@both
+def test_rms_norm_with_and_without_residual(isa):
+    rng = np.random.default_rng(0)
+    for width in (64, 24):
+        x, r = (rng.standard_normal((5, width)).astype(np.float32) for _ in "xr")
+        weight = rng.uniform(0.5, 2, width).astype(np.float32)
+
+        def expected(value, weight=weight):
+            wide = value.astype(np.float64)
+            return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight
+
+        y, total = np.empty_like(x), np.empty_like(x)
+        compiled(elementwise.rms_norm("norm", width, 1e-5, isa, False), isa)(x, weight, y)
+        np.testing.assert_allclose(y, expected(x), rtol=2e-6, atol=1e-6)
+        compiled(elementwise.rms_norm("norm", width, 1e-5, isa, True), isa)(x, r, weight, y, total)
+        np.testing.assert_array_equal(total, x + r)
+        np.testing.assert_allclose(y, expected(x + r), rtol=2e-6, atol=1e-6)
+
+
+@both
+def test_gated_activation_over_the_whole_range(isa):
+    gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(np.float32)
+    up = np.random.default_rng(1).standard_normal(gate.size).astype(np.float32)
+    out = np.empty((1, gate.size), np.float32)
+    kernel = compiled(elementwise.gated_activation("silu", gate.size, isa), isa)
+    kernel(np.concatenate([gate, up])[None], out)
+    wide = gate.astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = wide / (1 + np.exp(-wide)) * up
+    # float32 rounds the exponent x · log2 e by up to |x| · 6e-8; where it is clamped the true value is below 1e-36.
+    np.testing.assert_allclose(out[0], expected, rtol=1e-5, atol=1e-30)
+
+
+@both
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_quantized_rows_equal_dequantization(fmt, isa):
+    rng = np.random.default_rng(2)
+    ids = np.array([0, 19, 7, 7, 8], np.int32)
+    for n, k in ((20, 88), (24, 320)):
+        q_weight, q_scale = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
+        out = np.empty((len(ids), k), np.float32)
+        kernel = compiled(elementwise.quantized_rows("rows", n, k, fmt, isa), isa)
+        kernel(ids, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), out)
+        np.testing.assert_array_equal(out, dequantize(q_weight, q_scale, fmt, k)[ids])
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_float_rows_and_take_rows(dtype, isa):
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((20, 24)).astype(dtype)
+    ids = np.array([0, 19, 7, 7], np.int32)
+    out = np.empty((4, 24), np.float32)
+    compiled(elementwise.float_rows("rows", 20, 24, dtype, isa), isa)(ids, layout.tile_float(w, isa.rows), out)
+    np.testing.assert_array_equal(out, w[ids].astype(np.float32))
+    x = rng.standard_normal((20, 24)).astype(np.float32)
+    compiled(elementwise.take_rows("take", 24, isa), isa)(x, ids, out)
+    np.testing.assert_array_equal(out, x[ids])

@@ -1,0 +1,130 @@
+"""Quantized and float linears against numpy, for every storage, on the native instruction set and the portable one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+
+from llmserve.kernels.cpu import layout
+from llmserve.kernels.cpu.isa import ISAS
+from llmserve.kernels.cpu.linear import float_linear, quantize_activations, quantized_linear
+from llmserve.quant.group import FORMATS, dequantize, quantize, unpack
+
+from .harness import RUNNABLE, compiled
+
+# (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes.
+SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8)]
+ROWS = [1, 2, 4, 7, 70]  # one row, parts and multiples of a row block, more than one pass over the weights
+
+
+def oracle(x, q_weight, q_scale, fmt, k):
+    """The kernel's arithmetic in float64: int8 activations per group against the stored integers."""
+    a, scale = quantize_activations(x, fmt.group_size)
+    u = unpack(q_weight, fmt, fmt.padded(k)).astype(np.float64) - fmt.max_int
+    u = u.reshape(len(u), -1, fmt.group_size)
+    return np.einsum("mgi,ngi,mg,ng->mn", a.astype(np.float64), u, scale.astype(np.float64), q_scale.astype(np.float64))
+
+
+def arranged(rng, n, k, fmt, isa):
+    w = rng.standard_normal((n, k)).astype(np.float32)
+    q_weight, q_scale = quantize(w, fmt)
+    bias = np.zeros(layout.tiles(n, isa.rows) * isa.rows, np.float32)
+    bias[:n] = rng.standard_normal(n)
+    return q_weight, q_scale, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), bias
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_quantized_linear_equals_the_oracle(fmt, isa):
+    rng = np.random.default_rng(0)
+    for n, k in SHAPES:
+        kernel = compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)
+        q_weight, q_scale, q, s, bias = arranged(rng, n, k, fmt, isa)
+        for m in ROWS:
+            x = rng.standard_normal((m, k)).astype(np.float32)
+            y = np.full((m, n), np.nan, np.float32)
+            kernel(x, q, s, bias, y)
+            expected = oracle(x, q_weight, q_scale, fmt, k) + bias[:n]
+            # Integers are exact; what is left is float32 sums over at most 3 groups.
+            assert np.abs(y - expected).max() <= 1e-6 * np.abs(expected).max(), (n, k, m)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_int8_activations_stay_close_to_float_ones(fmt):
+    """What rounding activations costs one linear: below 1 % of the largest output, on normal inputs."""
+    rng = np.random.default_rng(1)
+    isa, (n, k) = RUNNABLE[0], (64, 1024)
+    q_weight, q_scale, q, s, bias = arranged(rng, n, k, fmt, isa)
+    x = rng.standard_normal((16, k)).astype(np.float32)
+    y = np.empty((16, n), np.float32)
+    compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)(x, q, s, bias, y)
+    expected = x.astype(np.float64) @ dequantize(q_weight, q_scale, fmt, k).T + bias[:n]
+    assert np.abs(y - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_extreme_values_do_not_overflow(fmt):
+    """Largest weights against largest activations of equal sign: every partial sum is at its bound."""
+    isa, (n, k) = RUNNABLE[0], (8, 4 * fmt.group_size)
+    for sign in (1.0, -1.0):
+        w = np.full((n, k), sign, np.float32)
+        q_weight, q_scale = quantize(w, fmt)
+        q, s = layout.tile_quantized(q_weight, q_scale, fmt, isa.rows)
+        kernel = compiled(quantized_linear("linear", n, k, fmt, isa, False), isa)
+        for x in (np.full((1, k), 3.0, np.float32), np.full((5, k), -3.0, np.float32)):
+            y = np.empty((len(x), n), np.float32)
+            kernel(x, q, s, y)
+            np.testing.assert_allclose(y, x @ dequantize(q_weight, q_scale, fmt, k).T, rtol=1e-3)
+    x = np.zeros((1, k), np.float32)  # nothing to scale by
+    y = np.full((1, n), np.nan, np.float32)
+    kernel(x, q, s, y)
+    np.testing.assert_array_equal(y, 0)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_float_linear_equals_the_oracle(dtype, isa):
+    rng = np.random.default_rng(2)
+    for n, k in SHAPES:
+        w = rng.standard_normal((n, k)).astype(dtype)
+        kernel = compiled(float_linear("linear", n, k, dtype, isa, False), isa)
+        for m in ROWS:
+            x = rng.standard_normal((m, k)).astype(np.float32)
+            y = np.full((m, n), np.nan, np.float32)
+            kernel(x, layout.tile_float(w, isa.rows), y)
+            expected = x.astype(np.float64) @ w.astype(np.float64).T
+            assert np.abs(y - expected).max() <= 1e-6 * np.abs(expected).max(), (n, k, m)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
+    rng = np.random.default_rng(3)
+    isa, (n, k) = RUNNABLE[0], (48, 256)
+    *_, q, s, bias = arranged(rng, n, k, fmt, isa)
+    kernel = compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)
+    x = rng.standard_normal((70, k)).astype(np.float32)
+    together, alone = np.empty((70, n), np.float32), np.empty((1, n), np.float32)
+    kernel(x, q, s, bias, together)
+    for row in (0, 3, 4, 63, 64, 69):
+        kernel(x[row : row + 1].copy(), q, s, bias, alone)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda i: i.name)
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_every_instruction_set_compiles(fmt, isa):
+    """Also the ones that this machine cannot run: to assembly, which must hold the set's own instruction."""
+    specs = {
+        "avx512-vnni": ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"}, "vpdpbusd"),
+        "avx2": ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "haswell"}, "vpmaddubsw"),
+        "neon-dotprod": (
+            {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod", "+fullfp16"]},
+            "sdot",
+        ),
+        "portable": ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"}, "mul"),
+    }
+    spec, instruction = specs[isa.name]
+    library = tvm.compile(quantized_linear("linear", 64, 320, fmt, isa, True), target=tvm.target.Target(spec))
+    module = getattr(library, "mod", library)
+    assert instruction in module.inspect_source("s")

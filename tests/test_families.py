@@ -1,0 +1,130 @@
+"""Every family and every scheme, compiled and run: against transformers, against the numpy oracle, and against itself.
+
+New families and schemes are picked up from their registries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmserve import LLM, SamplingParams
+from llmserve.compile.build import Build
+from llmserve.models.base import families
+from llmserve.quant.group import GroupFormat
+
+from .oracle import Oracle
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+QUANTS = ["f32", "f16", "q4", "q3", "q8"]
+
+
+@pytest.fixture(scope="module")
+def load(checkpoint):
+    """(family, quant, arch) → LLM, each loaded once."""
+    loaded: dict[tuple, LLM] = {}
+
+    def get(family: str, quant: str, arch: str | None = None) -> LLM:
+        key = (family, quant, arch)
+        if key not in loaded:
+            loaded[key] = LLM(checkpoint(family), quant=quant, arch=arch, kv_cache_memory="16MiB", max_num_seqs=16)
+        return loaded[key]
+
+    return get
+
+
+def random_ids(seed: int, count: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(0, 512, count)]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("family", families())
+def test_float32_equals_transformers(family, load, checkpoint):
+    """Logits of a text longer than the windows, and 64 greedy tokens. Pages are float32 here, so that the difference is
+    only the order of float32 sums: 1e-4 of the largest logit leaves a factor of ten."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
+    llm, ids = load(family, "f32"), random_ids(0, 100)
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids])).logits[0].numpy()
+        text = reference.generate(
+            torch.tensor([ids[:20]]), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0]
+    assert np.abs(llm.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()
+    [result] = llm.generate([ids[:20]], GREEDY)
+    assert list(result.outputs[0].token_ids) == text[20:].tolist()
+
+
+def worst(storage: GroupFormat | str) -> float:
+    """How far one text may be off, relative to its largest logit."""
+    return 3e-2 if isinstance(storage, GroupFormat) else {"float32": 1e-5, "float16": 5e-4}[storage]
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("family", families())
+def test_schemes_equal_the_oracle(family, quant, load, checkpoint):
+    """f32: within 1e-5 of the largest logit. Otherwise something is rounded on purpose (pages to float16, activations to
+    int8), and two correct implementations differ where a value lies within float32's error of a rounding border: rare,
+    but such a flip moves what follows by the size of that rounding. So of many short texts most must agree closely,
+    and none may be further off than the rounding itself: 2**-11 for float16, 2e-2 measured for int8."""
+    build = Build(str(checkpoint(family)), quant=quant)
+    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    llm = load(family, quant)
+    errors = []
+    for seed in range(12):
+        ids = random_ids(seed, 5)
+        expected = oracle.logits(ids)
+        errors.append(np.abs(llm.logits(ids) - expected).max() / np.abs(expected).max())
+    assert np.quantile(errors, 0.25) <= 1e-4
+    assert np.median(errors) <= (1e-2 if isinstance(build.scheme.storage, GroupFormat) else 1e-4)
+    assert max(errors) <= worst(build.scheme.storage)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_the_portable_kernels_equal_the_oracle(quant, load, checkpoint):
+    build = Build(str(checkpoint("qwen3")), quant=quant, arch="portable")
+    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    errors = []
+    for seed in range(8):
+        ids = random_ids(seed, 4)
+        expected = oracle.logits(ids)
+        errors.append(np.abs(load("qwen3", quant, "portable").logits(ids) - expected).max() / np.abs(expected).max())
+    assert np.quantile(errors, 0.25) <= 1e-4
+    assert max(errors) <= worst(build.scheme.storage)
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4", "q3"])
+@pytest.mark.parametrize("family", families())
+def test_decoding_equals_one_full_prefill(family, quant, load):
+    """The logits that chose each token are, bit for bit, those of the whole text computed at once; so are its tokens."""
+    llm, prompt = load(family, quant), random_ids(7, 37)
+    [result] = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, logprobs=0))
+    text = prompt + list(result.outputs[0].token_ids)
+    logits = llm.logits(text)[len(prompt) - 1 : -1].astype(np.float64)
+    assert logits.argmax(-1).tolist() == text[len(prompt) :]
+    peak = logits.max(-1)
+    expected = -np.log(np.exp(logits - peak[:, None]).sum(-1))
+    got = [entry.logprob for entry in result.outputs[0].logprobs]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4", "q3"])
+def test_batching_chunking_and_prefix_hits_change_no_token(quant, load, checkpoint):
+    """One by one, all together, in small chunks with preemption, and again with a warm prefix cache: the same tokens,
+    sampled and greedy."""
+    shared = random_ids(8, 48)
+    prompts = [shared[: 3 + 5 * i] + random_ids(i, 4) for i in range(8)]
+    params = [
+        SamplingParams(temperature=(i % 2) * 0.8, top_p=0.9, seed=i, max_tokens=56, ignore_eos=True) for i in range(8)
+    ]
+    llm = load("llama", quant)
+    alone = [llm.generate([p], s)[0].outputs[0].token_ids for p, s in zip(prompts, params, strict=True)]
+    assert [r.outputs[0].token_ids for r in llm.generate(prompts, params)] == alone
+    again = llm.generate(prompts, params)
+    assert [r.outputs[0].token_ids for r in again] == alone
+    assert any(r.num_cached_tokens for r in again)
+    tight = LLM(checkpoint("llama"), quant=quant, num_pages=8, max_num_seqs=8, max_num_batched_tokens=8)
+    assert [r.outputs[0].token_ids for r in tight.generate(prompts, params)] == alone
+    assert tight._core.stats().num_preemptions > 0
+    assert tight._core.stats().num_available_pages == 8
