@@ -133,10 +133,22 @@ def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None],
         with T.Else():
             with T.parallel(m) as row:
                 prepare(row)
-            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count) as t:
+            # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
+            together = 2 if count % 2 == 0 else 1
+            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
                 blocks = T.min(CACHE_ROWS, m - outer * CACHE_ROWS + ROW_BLOCK - 1) // ROW_BLOCK
-                with T.serial(blocks) as inner:
-                    tile_at(outer * CACHE_ROWS + inner * ROW_BLOCK, ROW_BLOCK, t, 1, m)
+                with T.serial(blocks) as inner, T.serial(together) as w:
+                    first, tile = outer * CACHE_ROWS + inner * ROW_BLOCK, t * together + w
+                    with T.If(m - first > ROW_BLOCK // 2):
+                        with T.Then():
+                            tile_at(first, ROW_BLOCK, tile, 1, m)
+                        with T.Else():
+                            tile_at(first, ROW_BLOCK // 2, tile, 1, m)
+
+
+def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
+    """The rows of a block; those past the end repeat the last one. (What scratch memory holds may be denormal: slow.)"""
+    return [row if i == 0 else row + i if limit is None else T.min(row + i, limit - 1) for i in range(height)]
 
 
 def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool) -> PrimFunc:
@@ -159,12 +171,11 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
         s = sized("s", (count, groups, rows), "float16")
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
-        padded = (m + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
 
         with block("linear"):
-            aq = scratch((padded, groups, steps), "int32")
-            scale = scratch((padded, groups))
-            sums = scratch((padded, groups), "int32") if offset else None
+            aq = scratch((m, groups, steps), "int32")
+            scale = scratch((m, groups))
+            sums = scratch((m, groups), "int32") if offset else None
 
             def prepare(row: Any) -> None:
                 whole = groups if tail == fmt.group_size else groups - 1
@@ -176,6 +187,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
             def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
                 cells = [(i, w) for i in range(height) for w in range(width)]
                 lanes = isa.acc_lanes(bits)
+                at = _clamped(row, height, limit)
                 with block("tile"):
                     acc = scratch(len(cells) * rows)
                     for c in range(len(cells)):
@@ -188,13 +200,13 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                             for c, (i, w) in enumerate(cells):
                                 weights = unpack_step(q, tile + w, g, j, bits, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
-                                put(part, isa.dot(bits, old, weights, aq[row + i, g, j]), c * lanes, lanes=lanes)
+                                put(part, isa.dot(bits, old, weights, aq[at[i], g, j]), c * lanes, lanes=lanes)
                         for c, (i, w) in enumerate(cells):
                             total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
                             if sums is not None:
-                                total = total + full(sums[row + i, g], rows)
+                                total = total + full(sums[at[i], g], rows)
                             wide = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
-                            term = T.cast(total, f"float32x{rows}") * (wide * full(scale[row + i, g], rows))
+                            term = T.cast(total, f"float32x{rows}") * (wide * full(scale[at[i], g], rows))
                             put(acc, vec(acc, c * rows, lanes=rows) + term, c * rows, lanes=rows)
                     for c, (i, w) in enumerate(cells):
                         with when(True if limit is None else row + i < limit):
@@ -224,8 +236,7 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
             cells = [(i, t) for i in range(height) for t in range(width)]
             with block("tile"):
                 acc = scratch(len(cells) * rows)
-                # Rows past the end repeat the last one, which keeps the loads inside x.
-                at = [row + i if limit is None else T.min(row + i, limit - 1) for i in range(height)]
+                at = _clamped(row, height, limit)
                 for c in range(len(cells)):
                     put(acc, full(f32(0), rows), c * rows, lanes=rows)
                 with T.serial(k) as j:
