@@ -40,17 +40,17 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cli_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMSERVE_CACHE", str(cache))
+def own_cache(cli_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_CACHE", str(cli_cache))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", TINY)
 
 
@@ -82,9 +82,9 @@ def refusal(result: tuple[int, str, str]) -> str:
     return sentence
 
 
-def damaged(checkpoint: Path, tmp_path: Path, file: str, change: Callable[[bytes], bytes]) -> Path:
+def damaged(model: Path, tmp_path: Path, file: str, change: Callable[[bytes], bytes]) -> Path:
     """A copy of the checkpoint, under the same name, with one file changed."""
-    path = shutil.copytree(checkpoint, tmp_path / "model")
+    path = shutil.copytree(model, tmp_path / "model")
     (path / file).write_bytes(change((path / file).read_bytes()))
     return path
 
@@ -136,13 +136,13 @@ def test_in_a_process_of_its_own_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["serve", "chat", "compile"])
-@pytest.mark.parametrize("model", ["gone", "./gone", "a/b/c", "org/na..me", "gone/"])
-def test_no_such_model(run: Run, verb: str, model: str) -> None:
-    assert "There is no such directory" in refusal(run(verb, model))
+@pytest.mark.parametrize("name", ["gone", "./gone", "a/b/c", "org/na..me", "gone/"])
+def test_no_such_model(run: Run, verb: str, name: str) -> None:
+    assert "There is no such directory" in refusal(run(verb, name))
 
 
-def test_a_file_is_no_model(run: Run, checkpoint: Path) -> None:
-    assert "is a file" in refusal(run("compile", checkpoint / "config.json"))
+def test_a_file_is_no_model(run: Run, model: Path) -> None:
+    assert "is a file" in refusal(run("compile", model / "config.json"))
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_a_file_is_no_model(run: Run, checkpoint: Path) -> None:
     ],
 )
 def test_configs_that_cannot_be_served(
-    run: Run, checkpoint: Path, tmp_path: Path, keys: dict[str, Any], words: list[str]
+    run: Run, model: Path, tmp_path: Path, keys: dict[str, Any], words: list[str]
 ) -> None:
-    sentence = refusal(run("compile", damaged(checkpoint, tmp_path, "config.json", with_keys(**keys))))
+    sentence = refusal(run("compile", damaged(model, tmp_path, "config.json", with_keys(**keys))))
     assert all(word in sentence for word in words), sentence
 
 
-def test_a_config_that_is_not_json(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    path = damaged(checkpoint, tmp_path, "config.json", lambda old: old[: len(old) // 2])
+def test_a_config_that_is_not_json(run: Run, model: Path, tmp_path: Path) -> None:
+    path = damaged(model, tmp_path, "config.json", lambda old: old[: len(old) // 2])
     assert "config.json cannot be read as JSON" in refusal(run("compile", path))
 
 
@@ -181,23 +181,21 @@ def test_a_directory_without_config(run: Run, tmp_path: Path) -> None:
     ],
     ids=["truncated", "corrupt", "empty"],
 )
-def test_broken_weights(
-    run: Run, checkpoint: Path, tmp_path: Path, change: Callable[[bytes], bytes], words: str
-) -> None:
-    path = damaged(checkpoint, tmp_path, "model.safetensors", change)
+def test_broken_weights(run: Run, model: Path, tmp_path: Path, change: Callable[[bytes], bytes], words: str) -> None:
+    path = damaged(model, tmp_path, "model.safetensors", change)
     sentence = refusal(run("convert", path, "-o", tmp_path / "out"))
     assert "model.safetensors" in sentence and words in sentence
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_contradict_the_config(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    path = damaged(checkpoint, tmp_path, "config.json", with_keys(intermediate_size=128))
+def test_weights_that_contradict_the_config(run: Run, model: Path, tmp_path: Path) -> None:
+    path = damaged(model, tmp_path, "config.json", with_keys(intermediate_size=128))
     sentence = refusal(run("convert", path, "-o", tmp_path / "out"))
     assert "contradicts config.json" in sentence and "[96, 64]" in sentence and "[256, 64]" in sentence
 
 
-def test_pickles_are_not_read(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    path = shutil.copytree(checkpoint, tmp_path / "model")
+def test_pickles_are_not_read(run: Run, model: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(model, tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     assert "never read because loading them runs code" in refusal(run("convert", path, "-o", tmp_path / "out"))
 
@@ -214,8 +212,8 @@ def test_pickles_are_not_read(run: Run, checkpoint: Path, tmp_path: Path) -> Non
     ],
     ids=lambda value: value[1] if value[0].startswith("--") else "",
 )
-def test_options_that_name_nothing(run: Run, checkpoint: Path, options: list[str], words: list[str]) -> None:
-    sentence = refusal(run("compile", checkpoint, *options))
+def test_options_that_name_nothing(run: Run, model: Path, options: list[str], words: list[str]) -> None:
+    sentence = refusal(run("compile", model, *options))
     assert all(word in sentence for word in words), sentence
 
 
@@ -237,8 +235,8 @@ def test_settings_that_name_nothing(run: Run, tmp_path: Path, text: str, words: 
 @pytest.mark.parametrize(
     ("option", "value"), [("--port", "99999"), ("--threads", "0"), ("--max-num-seqs", "0"), ("--kv-cache-memory", "x")]
 )
-def test_settings_out_of_bounds(run: Run, checkpoint: Path, option: str, value: str) -> None:
-    refusal(run("serve", checkpoint, option, value))
+def test_settings_out_of_bounds(run: Run, model: Path, option: str, value: str) -> None:
+    refusal(run("serve", model, option, value))
 
 
 # --- the settings that come with the source
@@ -269,10 +267,10 @@ def test_the_examples_in_the_default_settings_are_settings(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(model: Path, cli_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("converted") / "tiny-q3"
-    env = os.environ | {"LLMSERVE_CACHE": str(cache)}
-    command = [*MODULE, "convert", str(checkpoint), "--output", str(path), "--quant", "q3"]
+    env = os.environ | {"LLMSERVE_CACHE": str(cli_cache)}
+    command = [*MODULE, "convert", str(model), "--output", str(path), "--quant", "q3"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "Converted to q3f32_1" in done.stdout and f"llmserve serve {path}" in done.stdout
@@ -305,10 +303,10 @@ def test_a_converted_directory_serves(converted: Path) -> None:
     assert server.returncode in (0, 130) and b"Traceback" not in err, err.decode()
 
 
-def test_what_it_compiled_is_listed(run: Run, converted: Path, cache: Path) -> None:
+def test_what_it_compiled_is_listed(run: Run, converted: Path, cli_cache: Path) -> None:
     code, out, _ = run("compile", converted)
     library, params = (Path(line.partition(": ")[2]) for line in out.splitlines()[-2:])
-    assert code == 0 and library.is_relative_to(cache) and params.is_relative_to(cache)
+    assert code == 0 and library.is_relative_to(cli_cache) and params.is_relative_to(cli_cache)
 
     code, out, _ = run("list", "--json")
     rows = json.loads(out)
@@ -318,7 +316,7 @@ def test_what_it_compiled_is_listed(run: Run, converted: Path, cache: Path) -> N
 
     (library / "model.so").unlink()
     code, out, _ = run("list")
-    assert code == 0 and f"in {cache}" in out
+    assert code == 0 and f"in {cli_cache}" in out
     assert [line for line in out.splitlines() if "broken" in line] == [
         line for line in out.splitlines() if library.name in line
     ]
@@ -340,9 +338,9 @@ def test_a_truncated_directory_is_refused(run: Run, converted: Path, tmp_path: P
     assert "is not an intact weights directory" in sentence and "params.safetensors has" in sentence
 
 
-def test_convert_does_not_write_over_other_things(run: Run, checkpoint: Path) -> None:
-    assert "is no artifact of llmserve" in refusal(run("convert", checkpoint, "-o", checkpoint))
-    assert (checkpoint / "model.safetensors").exists()
+def test_convert_does_not_write_over_other_things(run: Run, model: Path) -> None:
+    assert "is no artifact of llmserve" in refusal(run("convert", model, "-o", model))
+    assert (model / "model.safetensors").exists()
 
 
 def test_an_empty_cache_is_listed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
