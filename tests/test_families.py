@@ -64,10 +64,10 @@ def worst(storage: GroupFormat | str) -> float:
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("family", families())
 def test_schemes_equal_the_oracle(family, quant, load, checkpoint):
-    """f32: within 1e-5 of the largest logit. Otherwise something is rounded on purpose (pages to float16, activations to
-    int8), and two correct implementations differ where a value lies within float32's error of a rounding border: rare,
-    but such a flip moves what follows by the size of that rounding. So of many short texts most must agree closely,
-    and none may be further off than the rounding itself: 2**-11 for float16, 2e-2 measured for int8."""
+    """f32: within 1e-5 of the largest logit. Otherwise something is rounded on purpose (pages to float16, activations
+    to int8), and two correct implementations differ where a value lies within float32's error of a rounding border:
+    rare, but such a flip moves what follows by the size of that rounding. So of many short texts most must agree
+    closely, and none may be further off than the rounding itself: 2**-11 for float16, 2e-2 measured for int8."""
     build = Build(str(checkpoint(family)), quant=quant)
     oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
     llm = load(family, quant)
@@ -97,7 +97,7 @@ def test_the_portable_kernels_equal_the_oracle(quant, load, checkpoint):
 @pytest.mark.parametrize("quant", ["f32", "q4", "q3"])
 @pytest.mark.parametrize("family", families())
 def test_decoding_equals_one_full_prefill(family, quant, load):
-    """The logits that chose each token are, bit for bit, those of the whole text computed at once; so are its tokens."""
+    """Each token is the one that the whole text, computed at once, would choose, with the same log-probability."""
     llm, prompt = load(family, quant), random_ids(7, 37)
     [result] = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, logprobs=0))
     text = prompt + list(result.outputs[0].token_ids)

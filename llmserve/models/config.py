@@ -123,7 +123,11 @@ class DecoderConfig:
     def read(cls, keys: Keys, **family: Any) -> DecoderConfig:
         """The keys that all families share; `family` sets what a family fixes or reads itself."""
         keys.expect("hidden_act", "silu", "swish")
-        keys.expect("quantization_config")
+        if keys.has("quantization_config"):
+            raise UnsupportedError(
+                f"{keys.source}: 'quantization_config' says that the weights are quantized already; llmserve starts from "
+                "the unquantized checkpoint and quantizes it itself."
+            )
         keys.expect("pretraining_tp", 1)
         heads = keys.integer("num_attention_heads")
         kv_heads = keys.integer("num_key_value_heads", heads)

@@ -1,0 +1,190 @@
+"""The main job as a user runs it: a `llmserve serve` process with a real compiled model, and the real OpenAI client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+READY_SECONDS = 120
+
+
+class Server:
+    def __init__(self, model: Path, *options: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "llmserve", "serve", str(model), "--port", str(self.port), *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).read()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.process.stderr.read()
+                assert time.monotonic() < deadline, "the server did not come up"
+                time.sleep(0.1)
+
+    def metric(self, name: str, **labels: str) -> float:
+        text = urllib.request.urlopen(f"{self.url}/metrics", timeout=5).read().decode()
+        total = 0.0
+        for found, given, value in re.findall(r"^(\S+?)(\{.*\})? (\S+)$", text, re.MULTILINE):
+            if found == name and all(f'{k}="{v}"' in given for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    def stop(self) -> str:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.communicate(timeout=60)[1]
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint) -> Iterator[Server]:
+    running = Server(checkpoint("qwen3"), "--quant", "q4", "--max-num-seqs", "32", "--kv-cache-memory", "32MiB")
+    running.wait()
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+@pytest.fixture
+def client(server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+ASK = [{"role": "user", "content": "How are you?"}]
+
+
+def test_streamed_and_whole_answers_agree(client):
+    model = client.models.list().data[0].id
+    whole = client.chat.completions.create(model=model, messages=ASK, temperature=0, max_tokens=24)
+    stream = client.chat.completions.create(
+        model=model,
+        messages=ASK,
+        temperature=0,
+        max_tokens=24,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 24
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason == "length"
+
+
+def test_a_seed_reproduces_under_load(server, client):
+    async def ask(many: int) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as a:
+            calls = [
+                a.completions.create(model="tiny-qwen3", prompt="Once", seed=i % 3, temperature=1.0, max_tokens=16)
+                for i in range(many)
+            ]
+            return [r.choices[0].text for r in await asyncio.gather(*calls)]
+
+    alone = [asyncio.run(ask(1))[0] for _ in range(2)]
+    together = asyncio.run(ask(24))
+    assert alone[0] == alone[1] == together[0]
+    assert len(set(together)) == 3 and together[:3] * 8 == together
+
+
+def test_the_prefix_cache_is_reported(client):
+    model = client.models.list().data[0].id
+    long = [{"role": "user", "content": "word " * 100}]
+    usages = [client.chat.completions.create(model=model, messages=long, max_tokens=2).usage for _ in range(2)]
+    assert usages[1].prompt_tokens_details.cached_tokens >= usages[1].prompt_tokens - 16 > 0
+
+
+def test_64_streaming_clients_with_random_aborts(server):
+    """No request is lost, no page leaks, and the metrics agree with what the clients saw."""
+    before = server.metric("llmserve:request_success_total")
+    rng = random.Random(0)
+    plans = [(rng.randrange(8, 48), rng.random() < 0.4, rng.randrange(1, 6)) for _ in range(64)]
+
+    async def one(a: openai.AsyncOpenAI, number: int, tokens: int, leaves: bool, after: int) -> str | None:
+        stream = await a.chat.completions.create(
+            model="tiny-qwen3",
+            messages=[{"role": "user", "content": f"{number} " * (number % 30 + 1)}],
+            max_tokens=tokens,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        seen = 0
+        async for chunk in stream:
+            seen += 1
+            if leaves and seen == after:
+                await stream.close()
+                return None
+            if chunk.choices and chunk.choices[0].finish_reason:
+                reason = chunk.choices[0].finish_reason
+        return reason
+
+    async def all_of_them() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as a:
+            return await asyncio.gather(*(one(a, i, *plan) for i, plan in enumerate(plans)))
+
+    reasons = asyncio.run(asyncio.wait_for(all_of_them(), 120))
+    stayed = [plan for plan in plans if not plan[1]]
+    assert [r for r in reasons if r is not None] == ["length"] * len(stayed)
+    deadline = time.monotonic() + 10
+    while server.metric("llmserve:num_requests_running") or server.metric("llmserve:num_requests_waiting"):
+        assert time.monotonic() < deadline, "a sequence that its client left is still there"
+        time.sleep(0.05)
+    assert server.metric("llmserve:kv_cache_usage_perc") == 0.0
+    finished = server.metric("llmserve:request_success_total") - before
+    assert finished == 64
+    aborted = server.metric("llmserve:request_success_total", finished_reason="abort")
+    assert aborted <= 64 - len(stayed)  # a short answer can be complete before its client leaves
+
+
+def test_a_second_start_compiles_nothing_and_a_signal_ends_it(server, checkpoint):
+    began = time.monotonic()
+    again = Server(checkpoint("qwen3"), "--quant", "q4", "--max-num-seqs", "32", "--kv-cache-memory", "32MiB")
+    again.wait()
+    ready = time.monotonic() - began
+    said = again.stop()
+    assert again.process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "Compiled" not in said and "Converted" not in said and "Traceback" not in said
+    assert ready < READY_SECONDS
+
+
+def test_mistakes_get_openai_errors_and_the_server_goes_on(server, client):
+    def post(body: bytes) -> tuple[int, dict]:
+        request = urllib.request.Request(
+            f"{server.url}/v1/chat/completions", body, {"content-type": "application/json"}
+        )
+        try:
+            return 200, json.load(urllib.request.urlopen(request, timeout=30))
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    cases = [
+        (b"{", 400),
+        (b'{"model": "tiny-qwen3", "messages": 3}', 400),
+        (b'{"model": "other", "messages": [{"role": "user", "content": "x"}]}', 404),
+        (b'{"model": "tiny-qwen3", "messages": []}', 400),
+        (json.dumps({"model": "tiny-qwen3", "messages": [{"role": "user", "content": "long " * 5000}]}).encode(), 400),
+    ]
+    for body, status in cases:
+        code, answer = post(body)
+        assert (code, set(answer)) == (status, {"error"})
+        assert set(answer["error"]) == {"message", "type", "param", "code"} and answer["error"]["message"]
+    assert client.models.list().data[0].id == "tiny-qwen3"
+    assert server.process.poll() is None and os.path.exists(f"/proc/{server.process.pid}")
