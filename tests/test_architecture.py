@@ -21,6 +21,7 @@ import pytest
 import llmserve
 
 PACKAGE = Path(llmserve.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
 
 ENGINE_PURE = {
     f"engine.{name}" for name in ("sampling_params", "sequence", "output", "scheduler", "page_pool", "prefix_cache")
@@ -63,11 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"llm", "engine.sampling_params"},  # on first use
 }
 
+TVM = {
+    *("models", "quant", "kernels", "compile", "weights"),
+    *("engine.executor", "engine.model_runner", "engine.sampler"),
+}
 # Library → where it may be imported. What is not named here is free.
 LIBRARIES: dict[str, set[str]] = {
-    "tvm": {"models", "quant", "kernels", "compile", "weights"}
-    | {"engine.executor", "engine.model_runner", "engine.sampler"},
-    "tvm_ffi": {"kernels", "compile"},
+    "tvm": TVM,
+    "tvm_ffi": TVM,
     "fastapi": {"api"},
     "starlette": {"api"},
     "uvicorn": {"api"},
@@ -336,6 +340,26 @@ def test_each_rule_can_be_broken(tmp_path: Path, rule: Rule, file: str, text: st
     path.write_text(source + text, encoding="utf-8")
     found = "\n".join(rule(root))
     assert re.search(complaint, found), found or "nothing was found"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_files_that_exist(document: str) -> None:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"[`(]((?:[\w.]+/)*[\w.]+\.(?:py|toml|yaml|md))[`)]", text))
+    assert len(named) > 5
+    for name in sorted(named):
+        assert (REPOSITORY / name).exists() or (PACKAGE / name).exists(), f"{document} names {name}"
+
+
+def test_worked_examples_are_the_code() -> None:
+    """Each block of Python in CONTRIBUTING.md consists of lines of one file, so that it cannot grow old."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 5
+    files = [{line.strip() for line in file.read_text("utf-8").splitlines()} for file in PACKAGE.rglob("*.py")]
+    for block in blocks:
+        wanted = {line.strip() for line in block.splitlines()} - {""}
+        missing = min((wanted - lines for lines in files), key=len)
+        assert not missing, f"no file has {missing}"
 
 
 @pytest.mark.parametrize(("module", "heavy"), LEAN_IMPORTS.items())
