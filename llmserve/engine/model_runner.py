@@ -1,4 +1,4 @@
-"""A plan becomes index arrays, the index arrays one call of the compiled step, and the call logits.
+"""A plan becomes one buffer of indices, the indices one call of the compiled step, and the call logits.
 
 Everything that the step needs to know about sequences travels in int32 arrays made here; the compiled side has no state
 but the pages. numpy on the host, tvm for the call.
@@ -27,6 +27,7 @@ class ModelRunner:
         # Read once, by TVM's thread pool on its first use; its own default is half of the cores.
         os.environ.setdefault("TVM_NUM_THREADS", str(num_threads or len(os.sched_getaffinity(0))))
         import tvm
+        import tvm_ffi
         from tvm.runtime.vm import VirtualMachine
 
         self.interface = model.interface
@@ -35,12 +36,14 @@ class ModelRunner:
         self._vm = VirtualMachine(tvm.runtime.load_module(str(model.library / LIBRARY_FILE)), device)
         self._step = self._vm["step"]
         arrays = load_params(model.params)
-        self._params = [self._tensor(arrays[name]) for name in model.interface.params]
+        # As FFI arrays: a list would be converted at every call.
+        self._params = tvm_ffi.convert([self._tensor(arrays[name]) for name in model.interface.params])
         self._rope = [self._tensor(_aligned(table)) for table in (model.cos, model.sin)]
-        self.pages = [
-            tvm.runtime.empty((num_pages, *self.interface.page_shape), self.interface.page_dtype, device)
-            for _ in range(self.interface.num_layers)
-        ]
+        page_shape = (num_pages, *self.interface.page_shape)
+        self.pages = tvm_ffi.convert(
+            [tvm.runtime.empty(page_shape, self.interface.page_dtype, device) for _ in range(self.interface.num_layers)]
+        )
+        self._indices = _aligned_empty((4096,), np.int32)
         self._logits = _aligned_empty((self.interface.max_num_seqs, self.interface.vocab_size))
 
     def logits(self, plan: Items[ScheduledSequence], rows: Ints | None = None) -> npt.NDArray[np.float32]:
@@ -50,49 +53,47 @@ class ModelRunner:
         order, or for each of `rows` (int32 [R], indices into the step's flattened tokens) if given.
         """
         size, tile = self.interface.page_size, self.interface.query_tile
-        counts = [item.num_tokens for item in plan]
-        total = sum(counts)
-        token_ids, positions = np.empty(total, np.int32), np.empty(total, np.int32)
-        slots = np.empty(total, np.int32)
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         tiles: list[tuple[int, int, int]] = []
         indptr, values, last = [0], [], []
-        row = 0
-        for index, (item, count) in enumerate(zip(plan, counts, strict=True)):
-            sequence, first = item.sequence, item.sequence.num_computed_tokens
+        for index, item in enumerate(plan):
+            sequence, count, row = item.sequence, item.num_tokens, len(token_ids)
+            first = sequence.num_computed_tokens
             stop = first + count
             table = sequence.pages[: -(-stop // size)]
             values += table
             indptr.append(len(values))
-            if count == 1:
-                token_ids[row], positions[row] = sequence.token_ids[first], first
-                slots[row] = table[first // size] * size + first % size
-                tiles.append((index, row, 1))
-            else:
-                at = np.arange(first, stop, dtype=np.int32)
-                token_ids[row : row + count], positions[row : row + count] = sequence.token_ids[first:stop], at
-                slots[row : row + count] = np.asarray(table, np.int32)[at // size] * size + at % size
-                tiles += [(index, row + t, min(tile, count - t)) for t in range(0, count, tile)]
-            row += count
+            token_ids += sequence.token_ids[first:stop]
+            positions += range(first, stop)
+            slots += [table[at // size] * size + at % size for at in range(first, stop)]
+            tiles += [(index, row + t, min(tile, count - t)) for t in range(0, count, tile)]
             if item.samples:
-                last.append(row - 1)
-        wanted = np.asarray(last, np.int32) if rows is None else rows
+                last.append(row + count - 1)
+        wanted = last if rows is None else rows
         # Nobody samples in a pure prefill chunk; one row keeps the shapes non-empty, and its logits are dropped.
-        asked = wanted if len(wanted) else np.zeros(1, np.int32)
-        columns = np.asarray(tiles, np.int32).T
-        arrays = [
-            token_ids,
-            positions,
-            slots,
-            *columns,
-            np.asarray(indptr, np.int32),
-            np.asarray(values, np.int32),
-            asked,
-        ]
+        asked = wanted if len(wanted) else [0]
         out = self._logits[: len(asked)]
-        tensors = [self._tensor(_aligned(a)) for a in arrays]
-        self._step(*tensors, *self._rope, self._tensor(out), self.pages, self._params)
+        arrays = self._pack(token_ids, positions, slots, *zip(*tiles, strict=True), indptr, values, asked)
+        self._step(*arrays, *self._rope, self._tensor(out), self.pages, self._params)
         logits: npt.NDArray[np.float32] = out[: len(wanted)]
         return logits
+
+    def _pack(self, *arrays: Items[int] | Ints) -> list[Any]:
+        """The arrays as int32 tensors that share one buffer, each on 64 bytes."""
+        starts, end = [], 0
+        for array in arrays:
+            starts.append(end)
+            end += -(-len(array) // 16) * 16
+        if end > len(self._indices):
+            self._indices = _aligned_empty((2 * end,), np.int32)
+        tensors = []
+        for start, array in zip(starts, arrays, strict=True):
+            view = self._indices[start : start + len(array)]
+            view[:] = array
+            tensors.append(self._tensor(view))
+        return tensors
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
