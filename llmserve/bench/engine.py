@@ -10,39 +10,13 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from ..engine import SamplingParams
 from ..llm import LLM
-from .host import load_average, memory_mib, prepare, provenance
-
-PREFILL = (128, 512)
-BATCHES = (1, 4, 8)
-CONTEXT = 128
-LONG_CONTEXT = 4096
-STEPS = 24
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Steps of the engine: seconds in all, the part of them inside the compiled call, tokens computed or made."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    compiled: float
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second."""
-        return self.tokens / self.seconds
-
-    @property
-    def host_ms(self) -> float:
-        """Milliseconds per step spent on scheduling, index arrays, sampling and text."""
-        return (self.seconds - self.compiled) / self.steps * 1e3
+from .host import Bystanders, load_average, memory_mib, prepare, provenance
+from .plan import BATCHES, CONTEXT, LONG_CONTEXT, PREFILL, STEPS, Timing
 
 
 class EngineBench:
@@ -141,17 +115,18 @@ def measure(
         "prepare_notes": notes,
         "ready_seconds": bench.ready_seconds,
     }
+    others = Bystanders()
     for tokens in PREFILL:
         prefills = [bench.prefill(tokens) for _ in range(repetitions)]
         figures[f"prefill_{tokens}_tok_s"] = median(t.rate for t in prefills)
-    for batch in BATCHES:
-        _add_decode(figures, f"decode_b{batch}", [bench.decode(batch) for _ in range(repetitions)])
+    decodes = {f"decode_b{batch}": (batch, CONTEXT) for batch in BATCHES}
     if long:
-        _add_decode(figures, f"decode_b1_ctx{LONG_CONTEXT}", [bench.decode(1, LONG_CONTEXT) for _ in range(1)])
+        decodes[f"decode_b1_ctx{LONG_CONTEXT}"] = (1, LONG_CONTEXT)
+    for name, (batch, context) in decodes.items():
+        timings = [bench.decode(batch, context) for _ in range(repetitions)]
+        figures[f"{name}_tok_s"] = median(t.rate for t in timings)
+        figures[f"{name}_step_ms"] = median(t.seconds / t.steps for t in timings) * 1e3
+        figures[f"{name}_host_ms"] = median(t.host_ms for t in timings)
+    # Above a few hundredths, the figures are those of a machine that had other things to do.
+    figures["cores_used_by_others"] = others.cores()
     return {**figures, **memory_mib(), "load_average_after": load_average()}
-
-
-def _add_decode(figures: dict[str, Any], name: str, timings: list[Timing]) -> None:
-    figures[f"{name}_tok_s"] = median(t.rate for t in timings)
-    figures[f"{name}_step_ms"] = median(t.seconds / t.steps for t in timings) * 1e3
-    figures[f"{name}_host_ms"] = median(t.host_ms for t in timings)

@@ -50,6 +50,47 @@ def memory_mib(pid: int | str = "self") -> dict[str, float]:
         return {}
 
 
+def machine_seconds() -> float | None:
+    """CPU seconds that all cores together have been busy (or withheld by a hypervisor); None where it is not told."""
+    try:
+        with open("/proc/stat", encoding="ascii") as lines:
+            user, nice, system, _, _, irq, softirq, steal = map(int, next(lines).split()[1:9])
+    except (OSError, ValueError, StopIteration):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def process_seconds(pid: int | str = "self") -> float:
+    """CPU seconds of a process and its threads. Raises OSError where it is not told."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Bystanders:
+    """How many cores others kept busy between making this and asking: what tells a slow runtime from a busy machine.
+
+    A runtime that synchronises its threads often slows down far more than its share when one core is taken away, so
+    neither medians nor taking turns repair a comparison made in company.
+    """
+
+    def __init__(self, pid: int | str | None = "self") -> None:
+        """`pid` None: nobody of ours is running, all that is busy is others."""
+        self._pid = pid
+        self._began, self._start = time.perf_counter(), self._others()
+
+    def cores(self) -> float | None:
+        """None where the system does not say."""
+        now = self._others()
+        if now is None or self._start is None:
+            return None
+        return max(0.0, now - self._start) / max(time.perf_counter() - self._began, 1e-3)
+
+    def _others(self) -> float | None:
+        total = machine_seconds()
+        return None if total is None else total - (process_seconds(self._pid) if self._pid is not None else 0.0)
+
+
 def load_average() -> float:
     """Processes that wanted a core, over the last minute: above 0 before a measurement, somebody else was there."""
     return os.getloadavg()[0]
