@@ -25,7 +25,7 @@ class LocalExecutor:
         self.max_model_len = model.max_model_len
         self.vocab_size = model.interface.vocab_size
         self.runner = ModelRunner(model, num_pages, num_threads)
-        self._sampler = Sampler(eos_token_ids)
+        self._sampler = Sampler(eos_token_ids, self.runner.draw)
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
         logits = self.runner.logits(plan.scheduled)

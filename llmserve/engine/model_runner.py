@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..compile.compiled import LIBRARY_FILE, CompiledModel
 from ..weights.load import load_params
+from .sampling_params import SamplingParams
 from .scheduler import ScheduledSequence
 
 Ints = npt.NDArray[np.int32]
@@ -34,7 +35,7 @@ class ModelRunner:
         self._tensor = tvm.runtime.from_dlpack
         device = tvm.device(model.interface.device)
         self._vm = VirtualMachine(tvm.runtime.load_module(str(model.library / LIBRARY_FILE)), device)
-        self._step = self._vm["step"]
+        self._step, self._sample = self._vm["step"], self._vm["sample"]
         arrays = load_params(model.params)
         # As FFI arrays: a list would be converted at every call.
         self._params = tvm_ffi.convert([self._tensor(arrays[name]) for name in model.interface.params])
@@ -79,6 +80,22 @@ class ModelRunner:
         self._step(*arrays, *self._rope, self._tensor(out), self.pages, self._params)
         logits: npt.NDArray[np.float32] = out[: len(wanted)]
         return logits
+
+    def draw(
+        self, rows: npt.NDArray[np.float32], params: Items[SamplingParams], uniforms: Items[float]
+    ) -> npt.NDArray[np.int32]:
+        """A `sampler.Draw` by the platform's kernel."""
+        below_one = np.float32(1 - 2**-24)  # what float64 has below 1 may round to it
+        columns = [
+            np.array([1 / p.temperature for p in params], np.float32),
+            np.array([max(p.top_k, 0) for p in params], np.int32),
+            np.array([p.top_p for p in params], np.float32),
+            np.array([p.min_p for p in params], np.float32),
+            np.minimum(np.array(uniforms, np.float32), below_one),
+        ]
+        arrays = [rows if rows.ctypes.data % 64 == 0 else _aligned(rows), *map(_aligned, columns)]
+        tokens: npt.NDArray[np.int32] = self._sample(*map(self._tensor, arrays)).numpy()
+        return tokens
 
     def _pack(self, *arrays: Items[int] | Ints) -> list[Any]:
         """The arrays as int32 tensors that share one buffer, each on 64 bytes."""

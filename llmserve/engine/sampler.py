@@ -1,14 +1,15 @@
-"""Logits → tokens, in numpy on the host: the reference that works on every platform, row by row.
+"""Logits → tokens. Penalties, greedy choice and log-probabilities in numpy; the draw by a kernel, or by numpy as well.
 
 A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. Rows that
-are greedy and plain cost one argmax. Keeps no state: what a sequence has said so far is read from the sequence.
+are greedy and plain cost one argmax. Keeps no state: what a sequence has said so far is read from the sequence. The
+numpy draw is the reference that works on every platform.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Rows
 
 import numpy as np
@@ -23,6 +24,9 @@ from .sequence import Sequence
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
 
+Draw = Callable[[_Floats, Rows[SamplingParams], Rows[float]], Collection[int]]
+"""(logits float32 [R, vocab], parameters, random numbers in [0, 1)) → R token ids."""
+
 _CUTS = (1e-3, 1e-5)  # of the largest weight
 _BLOCK = 512
 
@@ -34,25 +38,30 @@ class Sampler:
     top_p of what these left (vLLM's order). Log-probabilities are the model's own, from before all of this.
     """
 
-    def __init__(self, eos_token_ids: Collection[int] = ()) -> None:
+    def __init__(self, eos_token_ids: Collection[int] = (), draw: Draw | None = None) -> None:
+        """`draw` is the platform's kernel; None draws in numpy."""
         self._eos = list(eos_token_ids)
+        self._draw = draw or draw_in_numpy
 
     def sample(self, logits: npt.NDArray[np.floating], sequences: Rows[Sequence]) -> list[Sampled]:
         """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
-        rows = logits.astype(np.float32, copy=False)
-        return [self._sample_row(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
-
-    def _sample_row(self, raw: _Floats, sequence: Sequence) -> Sampled:
-        params = sequence.request.params
-        row = self._adjust(raw, sequence)
-        best = int(row.argmax())  # of the first NaN, if there is one
-        if not math.isfinite(row[best]):
-            return EngineError(f"The model's logits for token {len(sequence.token_ids)} are not finite: {row[best]}.")
-        if params.greedy:
-            token = best
-        else:
-            token = _choose(row, float(row[best]), params, _uniform(sequence.seed, len(sequence.token_ids)))
-        return SampledToken(token, None if params.logprobs is None else _logprob(raw, token, params.logprobs))
+        raw = logits.astype(np.float32, copy=False)
+        plain = list(raw)
+        adjusted = [self._adjust(row, sequence) for row, sequence in zip(plain, sequences, strict=True)]
+        tokens = [int(row.argmax()) for row in adjusted]  # of the first NaN, if there is one
+        wrong = [not math.isfinite(row[token]) for row, token in zip(adjusted, tokens, strict=True)]
+        drawn = [i for i, s in enumerate(sequences) if not wrong[i] and not s.request.params.greedy]
+        if drawn:
+            untouched = len(drawn) == len(raw) and all(a is p for a, p in zip(adjusted, plain, strict=True))
+            rows = raw if untouched else np.stack([adjusted[i] for i in drawn])
+            uniforms = [_uniform(sequences[i].seed, len(sequences[i].token_ids)) for i in drawn]
+            chosen = self._draw(rows, [sequences[i].request.params for i in drawn], uniforms)
+            for i, token in zip(drawn, chosen, strict=True):
+                tokens[i] = int(token)
+        return [
+            _not_finite(sequence, adjusted[i][tokens[i]]) if wrong[i] else _sampled(raw[i], tokens[i], sequence)
+            for i, sequence in enumerate(sequences)
+        ]
 
     def _adjust(self, raw: _Floats, sequence: Sequence) -> _Floats:
         """The logits with biases, penalties and bans applied; `raw` itself, untouched, where nothing is asked for."""
@@ -74,6 +83,20 @@ class Sampler:
         if banned:
             row[[*(() if params.ignore_eos else self._eos), *params.stop_token_ids]] = -np.inf
         return row
+
+
+def _sampled(raw: _Floats, token: int, sequence: Sequence) -> SampledToken:
+    asked = sequence.request.params.logprobs
+    return SampledToken(token, None if asked is None else _logprob(raw, token, asked))
+
+
+def _not_finite(sequence: Sequence, value: float) -> EngineError:
+    return EngineError(f"The model's logits for token {len(sequence.token_ids)} are not finite: {value}.")
+
+
+def draw_in_numpy(rows: _Floats, params: Rows[SamplingParams], uniforms: Rows[float]) -> list[int]:
+    """A token for each row of finite-peaked logits; see `Draw`."""
+    return [_choose(row, float(row.max()), p, u) for row, p, u in zip(rows, params, uniforms, strict=True)]
 
 
 def _uniform(seed: int, position: int) -> float:

@@ -44,6 +44,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How to draw from each row: all [R], float32 but for top_k, which is int32 with 0 for all. `uniform` in [0, 1)."""
+
+    inverse_temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    uniform: Tensor
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     """What attention kernels depend on.
 
@@ -112,6 +123,9 @@ class KernelSet(Protocol):
         """(rotated queries [M, heads * D], pages with this step's keys and values written in place)."""
 
     def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor: ...
+
+    def sample(self, logits: Tensor, draw: Draw) -> Tensor:
+        """Token ids int32 [R]: a draw from each row of logits float32 [R, vocab]."""
 
 
 _ACTIVE: ContextVar[KernelSet] = ContextVar("active kernel set")

@@ -17,7 +17,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..errors import ConfigError, UnsupportedError
-from ..kernels.base import AttentionShape, Batch, active
+from ..kernels.base import AttentionShape, Batch, Draw, active
 from . import __path__ as _models_path
 from .config import DecoderConfig, Keys
 from .layers import Decoder, Linear, Matrix, PageFormat, RMSNorm, walk
@@ -39,7 +39,7 @@ class Family:
 
 
 class CausalLM(nn.Module):
-    """Embedding, layers, norm and head; `step` is the one function that the engine calls."""
+    """Embedding, layers, norm and head; `step` and `sample` are the functions that the engine calls."""
 
     def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
         self.config = config
@@ -85,8 +85,20 @@ class CausalLM(nn.Module):
         head = self.model.embed_tokens.project if self.config.tie_word_embeddings else self.lm_head
         return head(hidden, logits)
 
+    def sample(
+        self,
+        logits: Tensor,
+        inverse_temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        uniform: Tensor,
+    ) -> Tensor:
+        """Draw a token from each row of logits; arguments as in `kernels.base.Draw`."""
+        return active().sample(logits, Draw(inverse_temperature, top_k, top_p, min_p, uniform))
+
     def spec(self) -> nn.spec.ModuleSpec:
-        """Shapes and dtypes of `step`'s arguments; sizes in words are symbolic."""
+        """Shapes and dtypes of the entry points' arguments; sizes in words are symbolic."""
         config = self.config
 
         def int32(size: str) -> nn.spec.Tensor:
@@ -105,7 +117,14 @@ class CausalLM(nn.Module):
             "pages": [nn.spec.Tensor(list(page_shape), attention.page_dtype) for _ in range(config.num_layers)],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
-        return nn.spec.ModuleSpec.from_raw({"step": method}, self)
+        rows = {name: nn.spec.Tensor(["num_logits"], "float32") for name in Draw.__dataclass_fields__}
+        sample = {
+            "logits": method["logits"],
+            **rows,
+            "top_k": int32("num_logits"),
+            "$": {"param_mode": "none", "effect_mode": "none"},
+        }
+        return nn.spec.ModuleSpec.from_raw({"step": method, "sample": sample}, self)
 
 
 def families() -> list[str]:

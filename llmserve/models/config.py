@@ -125,8 +125,8 @@ class DecoderConfig:
         keys.expect("hidden_act", "silu", "swish")
         if keys.has("quantization_config"):
             raise UnsupportedError(
-                f"{keys.source}: 'quantization_config' says that the weights are quantized already; llmserve starts from "
-                "the unquantized checkpoint and quantizes it itself."
+                f"{keys.source}: 'quantization_config' says that the weights are quantized already; "
+                "take the unquantized checkpoint, which llmserve quantizes itself."
             )
         keys.expect("pretraining_tp", 1)
         heads = keys.integer("num_attention_heads")

@@ -12,8 +12,8 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..base import AttentionShape, Batch, Storage
-from . import attention, elementwise, layout, linear
+from ..base import AttentionShape, Batch, Draw, Storage
+from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
 
 
@@ -158,3 +158,8 @@ class CpuKernels:
         tiles = [batch.tile_seq, batch.tile_row, batch.tile_rows]
         inputs = [q, batch.positions, *tiles, batch.page_indptr, batch.page_values, pages]
         return op.tensor_ir_op(func, "attention", inputs, _empty(*q.shape))
+
+    def sample(self, logits: Tensor, draw: Draw) -> Tensor:
+        func = self._func(sampling.sample, "sample", int(logits.shape[1]), self.isa)
+        inputs = [logits, draw.inverse_temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform]
+        return op.tensor_ir_op(func, "sample", inputs, _empty(logits.shape[0], dtype="int32"))

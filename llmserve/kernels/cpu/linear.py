@@ -147,7 +147,7 @@ def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None],
 
 
 def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
-    """The rows of a block; those past the end repeat the last one. (What scratch memory holds may be denormal: slow.)"""
+    """The rows of a block; those past the end repeat the last one, as stray scratch memory may be denormal and slow."""
     return [row if i == 0 else row + i if limit is None else T.min(row + i, limit - 1) for i in range(height)]
 
 
