@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, source: Path, monkeypatch: pytest.
 
 
 def test_a_disk_known_to_be_too_small(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")(10**9, 10**9, 5)
+    usage = SimpleNamespace(free=5)
     monkeypatch.setattr("llmserve.weights.disk.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ArtifactError, match=r"needs \d+ MB and its disk has 0 MB"):
         convert(source, tmp_path / "out", plan_of(INT4))

@@ -18,7 +18,8 @@ class Hub:
     """Stands in for `snapshot_download`: each call takes the next answer, a path or an exception."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
-        self.answers, self.calls = list(answers), []
+        self.answers = list(answers)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self)
 
     def __call__(self, repo: str, **options: Any) -> str:
