@@ -35,19 +35,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "platforms": {"errors"},
+    "toolchain": {"errors"},
     "text": {"errors"},
     # Formats are numpy; which storage a matrix gets is asked of the platform's kernel set, by its protocol only.
     "quant": {"errors", "kernels.base"},
     # The arithmetic of conversion is the format's own. Which weight gets which format comes in a plan, from outside.
     "weights": {"errors", "quant.group"},
-    "kernels": {"errors", "quant.group"},
+    "kernels": {"errors", "quant.group", "toolchain"},
     # A family hands in a table of how its checkpoint's names fuse, and the table's type is the weights'.
     "models": {"errors", "kernels.base", "weights.mapping"},
     "models.config": {"errors"},
     # Cache and compiled data need no compiler, so that the engine and `list` can use them.
     "compile.artifact": {"errors", "weights.disk"},
     "compile.compiled": {"errors"},
-    "compile": {"__init__", "errors", "config", "platforms", "models", "quant", "kernels", "weights"},
+    "compile": {"__init__", "errors", "config", "toolchain", "platforms", "models", "quant", "kernels", "weights"},
     **{name: {"errors", *ENGINE_PURE} for name in ENGINE_PURE},
     # The record that compilation leaves, and the file of parameters beside it.
     "engine": {"errors", "config", "text", "compile.compiled", "weights.load"},
@@ -91,7 +92,15 @@ LIBRARIES: dict[str, set[str]] = {
     "dill": set(),
 }
 # Rooms of pure arithmetic, or pure data, that may import the standard library and nothing else of others'.
-STANDARD_LIBRARY_ONLY = {"errors", "platforms", "compile.artifact", "models.config", "engine.core", *ENGINE_PURE}
+STANDARD_LIBRARY_ONLY = {
+    "errors",
+    "platforms",
+    "toolchain",
+    "compile.artifact",
+    "models.config",
+    "engine.core",
+    *ENGINE_PURE,
+}
 
 # Families are found by their file names; nothing else is imported by a name that is made up at run time.
 DYNAMIC_IMPORTS = {"models.base"}

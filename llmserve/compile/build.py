@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 
 from .. import __version__
 from ..config import EngineConfig
@@ -29,6 +28,7 @@ from ..models.layers import PageFormat
 from ..platforms import Platform, find
 from ..quant import scheme as schemes
 from ..quant.group import GroupFormat
+from ..toolchain import tvm_version
 from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
 from ..weights.convert import ConversionPlan, ParamPlan, convert
@@ -37,8 +37,8 @@ from ..weights.mapping import map_weights
 from ..weights.read import Checkpoint
 from . import artifact
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
-from .host import check_tvm, cpu_kernels, link, tvm_version
-from .pipeline import pipeline
+from .host import cpu_kernels, link
+from .pipeline import compile_module
 
 Notify = Callable[[str, str, float | None], None]
 """Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
@@ -82,7 +82,6 @@ class Build:
 
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
-        check_tvm()
         self.name = model or embedded.NAME
         # What clients and listings call it: a Hub id as it is, a directory by its last part.
         self.label = Path(self.name).resolve().name if Path(self.name).exists() else self.name
@@ -246,7 +245,7 @@ class Build:
         limits = self.limits
         bounds = {"num_tokens": limits.max_num_batched_tokens, "num_logits": limits.max_num_seqs}
         self.notify("compile", f"for {self.kernels.name}", None)
-        executable = tvm.compile(module, tvm.target.Target(dict(self.target)), relax_pipeline=pipeline(bounds))
+        executable = compile_module(module, self.target, bounds)
         self.notify("compile", "linking", None)
         executable.export_library(str(directory / LIBRARY_FILE), fcompile=link)
         attention = self.model.attention_shape

@@ -1,38 +1,15 @@
-"""What the machine that compiles has: the right TVM, a CPU and its instruction sets, a linker."""
+"""What the machine that compiles has: a CPU and its instruction sets, a linker."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, ConfigError, UnsupportedError
+from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet
-
-TVM_NEEDED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-
-
-def tvm_version() -> str:
-    """Versions that a compiled library depends on."""
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in TVM_NEEDED)
-
-
-@cache
-def check_tvm() -> None:
-    """Raise ConfigError, naming what was found and what is needed, unless TVM is exactly the one we are written for."""
-    for name, needed in TVM_NEEDED.items():
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found = "not installed"
-        if found != needed:
-            raise ConfigError(
-                f"llmserve needs {name} {needed}, found {found}; run: pip install "
-                + " ".join(f"{package}=={version}" for package, version in TVM_NEEDED.items())
-            )
 
 
 @cache

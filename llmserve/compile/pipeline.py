@@ -7,10 +7,16 @@ planning and lowering. Platforms whose operators come from the compiler add thei
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.relax import transform as rx
+
+
+def compile_module(module: tvm.IRModule, target: Mapping[str, Any], upper_bounds: Mapping[str, int]) -> Any:
+    """A traced module as an executable for `target`, which can be exported as a library."""
+    return tvm.compile(module, tvm.target.Target(dict(target)), relax_pipeline=pipeline(upper_bounds))
 
 
 def pipeline(upper_bounds: Mapping[str, int]) -> tvm.transform.Pass:
