@@ -21,7 +21,7 @@ from tvm.relax.frontend.nn import Tensor
 from tvm.runtime.vm import VirtualMachine
 
 from llmserve.bench.host import cores, load_average, provenance
-from llmserve.compile.host import cpu_kernels
+from llmserve.compile.build import Build
 from llmserve.compile.pipeline import pipeline
 from llmserve.kernels.base import AttentionShape, Batch, active, using
 from llmserve.models.layers import Linear
@@ -90,7 +90,8 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) 
 
 
 def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Row]:
-    kernels, target = cpu_kernels(arch)
+    product = Build(None, arch=arch)  # the model does not matter, what it is built with does
+    kernels, target = product.kernels, product.target
     storage = scheme.choose(quant, kernels.compute_dtype, "f32").storage
     rng = np.random.default_rng(0)
     for name in names:
@@ -129,7 +130,8 @@ class Attention(nn.Module):
 
 def attention(arch: str | None) -> Iterator[Row]:
     """One decoding token of one sequence, over contexts whose pages are spread over more than the caches hold."""
-    kernels, target = cpu_kernels(arch)
+    product = Build(None, arch=arch)
+    kernels, target = product.kernels, product.target
     heads, size = ATTENTION.heads * ATTENTION.head_dim, ATTENTION.page_size
     int32 = {name: nn.spec.Tensor(["tiles"], "int32") for name in ("tile_seq", "tile_row", "tile_rows")}
     with using(kernels):

@@ -1,7 +1,8 @@
 """llama.cpp, through the low-level API of llama-cpp-python, timed on the same two things as `EngineBench`.
 
-Set up to be as fast as it can: weights repacked for the CPU (its default), as many threads as we have, flash attention
-on or off as `peers.py` finds faster, KV cache no longer than needed. Tokens are chosen greedily, by numpy's argmax.
+Set up to be as fast as it can: weights repacked for the CPU (its default), as many threads as we have, and for each
+question a context of its own, with a cache per sequence (a shared one has every sequence look at all cells) no longer
+than needed. `peers.py` tries flash attention on and off. Tokens are chosen greedily, by numpy's argmax.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import llama_cpp as api
 import numpy as np
 
-from llmserve.bench.plan import BATCHES, CONTEXT, PREFILL, STEPS, Timing
+from llmserve.bench.plan import CONTEXT, STEPS, Timing
 
 UBATCH = 512
 
@@ -28,27 +29,36 @@ def _quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 class LlamaBench:
     """One loaded model with up to eight sequences."""
 
-    def __init__(self, file: Path, threads: int, flash: bool) -> None:
+    def __init__(self, file: Path, threads: int) -> None:
         api.llama_log_set(_quiet, ctypes.c_void_p())
         began = time.perf_counter()
         api.llama_backend_init()
         self._threads, self._random = threads, random.Random(0)
-        options = api.llama_model_default_params()
-        self._model = api.llama_model_load_from_file(str(file).encode(), options)
+        self._model = api.llama_model_load_from_file(str(file).encode(), api.llama_model_default_params())
         if not self._model:
             raise SystemExit(f"llama.cpp cannot load {file}")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self._batch = api.llama_batch_init(UBATCH, 0, 1)
-        self._context = self._new_context(flash)
+        self._context: Any = None
+        self._shape: tuple[int, int, bool] | None = None
+        self.flash = False
         self.decode(1, 16, 1)
         self.ready_seconds = time.perf_counter() - began
 
-    def _new_context(self, flash: bool) -> Any:
+    def _room_for(self, sequences: int, tokens: int) -> None:
+        """An empty context for so many sequences of so many tokens: the old one if it fits, else a warm new one."""
+        shape = (sequences, -(-tokens // 256) * 256, self.flash)
+        if shape != self._shape:
+            if self._context:
+                api.llama_free(self._context)
+            self._context, self._shape = self._new_context(*shape), shape
+            for sequence in range(sequences):
+                self._read(self._prompt(4), sequence)
+        api.llama_memory_clear(api.llama_get_memory(self._context), False)
+
+    def _new_context(self, sequences: int, tokens: int, flash: bool) -> Any:
         options = api.llama_context_default_params()
-        options.n_seq_max = max(BATCHES)
-        each = -(-max(max(PREFILL), CONTEXT + 2 * STEPS + 16) // 256) * 256
-        options.n_ctx = max(each, options.n_seq_max * 256)
-        options.kv_unified = True  # one prompt may use all cells
+        options.n_seq_max, options.n_ctx, options.kv_unified = sequences, sequences * tokens, False
         options.n_batch = options.n_ubatch = UBATCH
         options.n_threads = options.n_threads_batch = self._threads
         options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -57,9 +67,13 @@ class LlamaBench:
             raise SystemExit("llama.cpp made no context")
         return context
 
+    def set_flash(self, on: int) -> bool:
+        self.flash = bool(on)
+        return self.flash
+
     def prefill(self, tokens: int) -> Timing:
         """One prompt of that many tokens, up to its first answer token."""
-        self._clear()
+        self._room_for(1, tokens)
         prompt = self._prompt(tokens)
         began = time.perf_counter()
         self._read(prompt, 0)
@@ -68,7 +82,7 @@ class LlamaBench:
 
     def decode(self, batch: int, context: int = CONTEXT, steps: int = STEPS) -> Timing:
         """`batch` sequences that each have `context` tokens already, one token each per step."""
-        self._clear()
+        self._room_for(batch, context + steps)
         tokens = [self._read(self._prompt(context), sequence) for sequence in range(batch)]
         began = time.perf_counter()
         for step in range(steps):
@@ -80,15 +94,12 @@ class LlamaBench:
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """float32 [vocab] after the last of `tokens`."""
-        self._clear()
+        self._room_for(1, len(tokens))
         self._read(tokens, 0)
         return self._logits(len(tokens) - 1).copy()
 
     def _prompt(self, tokens: int) -> list[int]:
         return self._random.choices(range(self._vocab), k=tokens)
-
-    def _clear(self) -> None:
-        api.llama_memory_clear(api.llama_get_memory(self._context), False)
 
     def _read(self, prompt: list[int], sequence: int) -> int:
         """Compute a prompt, and return the likeliest next token."""

@@ -163,31 +163,36 @@ def gguf_file(checkpoint: Path) -> Path:
     return obtain("gguf", causes, make) / "model.gguf"
 
 
-def fastest_llama(file: Path, threads: int, patience: Patience) -> tuple[Worker, list[str]]:
-    """Flash attention on or off, whichever is faster here, in a fresh process without the other's traces."""
-    scores = {}
-    for options in ((), ("--flash",)):
-        worker = Worker("llama.cpp", file, threads, *options)
-        scores[options] = patience.sample(worker, "decode 1")[-1].rate * patience.sample(worker, "prefill 128")[-1].rate
-        worker.close()
-    best = max(scores, key=lambda options: scores[options])
-    return Worker("llama.cpp", file, threads, *best), list(best)
+Samples = dict[str, list[Sample]]
+# Runtime → (variant, what to tell its worker before each sample).
+VARIANTS: dict[str, list[tuple[str, str | None]]] = {
+    "llmserve": [("llmserve", None)],
+    "llama.cpp": [("llama.cpp", "flash 0"), ("llama.cpp, flash", "flash 1")],
+}
 
 
-def interleaved(workers: list[Worker], repetitions: int, patience: Patience) -> dict[str, dict[str, list[Sample]]]:
-    """Every rate in turns, A B then B A, so that whatever drifts meets both; runtime → question → samples."""
-    samples: dict[str, dict[str, list[Sample]]] = {w.runtime: {rate: [] for rate in RATES} for w in workers}
+def interleaved(workers: list[Worker], repetitions: int, patience: Patience) -> dict[str, Samples]:
+    """Every rate of every variant in turns, A B then B A, so that whatever drifts meets all; variant → samples."""
+    turns = [(worker, name, setting) for worker in workers for name, setting in VARIANTS[worker.runtime]]
+    samples: dict[str, Samples] = {name: {rate: [] for rate in RATES} for _, name, _ in turns}
     for repetition in range(repetitions):
         for rate in RATES:
-            for worker in workers if repetition % 2 == 0 else workers[::-1]:
-                samples[worker.runtime][rate] += patience.sample(worker, rate)
+            for worker, name, setting in turns if repetition % 2 == 0 else turns[::-1]:
+                if setting:
+                    worker.ask(setting)
+                samples[name][rate] += patience.sample(worker, rate)
     return samples
 
 
-def undisturbed_medians(samples: dict[str, list[Sample]]) -> dict[str, float]:
-    """Medians of the samples that count; questions without one are left out."""
-    good = {name: [s.rate for s in its if s.undisturbed] for name, its in samples.items()}
-    return {name: median(rates) for name, rates in good.items() if rates}
+def medians(samples: dict[str, Samples], runtime: str) -> dict[str, float]:
+    """Rate by rate, the median of the samples that count, of whichever variant is faster; none where none counts."""
+    found: dict[str, float] = {}
+    for name, _ in VARIANTS[runtime]:
+        for rate, its in samples[name].items():
+            good = [sample.rate for sample in its if sample.undisturbed]
+            if good:
+                found[rate] = max(found.get(rate, 0.0), median(good))
+    return found
 
 
 def agreement(workers: list[Worker], vocab: int) -> float:
@@ -238,18 +243,19 @@ def main() -> None:
     version, threads = peer_version(), found["threads"]
     found["prepare_notes"] = prepare(str(checkpoint), quant=args.quant)[1]
     patience = Patience(args.patience)
-    peer, flash = fastest_llama(gguf_file(checkpoint), threads, patience) if version else (None, [])
-    workers = [Worker("llmserve", checkpoint, threads, "--quant", args.quant)] + ([peer] if peer else [])
+    workers = [Worker("llmserve", checkpoint, threads, "--quant", args.quant)]
     try:
+        if version:
+            workers.append(Worker("llama.cpp", gguf_file(checkpoint), threads))
         samples = interleaved(workers, args.repetitions, patience)
-        medians = {w.runtime: undisturbed_medians(samples[w.runtime]) for w in workers}
+        figures = {worker.runtime: medians(samples, worker.runtime) for worker in workers}
         for worker in workers:
-            medians[worker.runtime] |= {**worker.ask("memory"), "ready_seconds": worker.ready_seconds}
-        if peer:
+            figures[worker.runtime] |= {**worker.ask("memory"), "ready_seconds": worker.ready_seconds}
+        if version:
             vocab = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
             found["logits_correlation"] = agreement(workers, vocab)
-            found["llama_cpp"] = {"llama-cpp-python": version, "flash_attention": bool(flash), "weights": "Q4_0, all"}
-            both = medians["llmserve"], medians["llama.cpp"]
+            found["peer"] = {"llama-cpp-python": version, "weights": "Q4_0, embedding and head too"}
+            both = figures["llmserve"], figures["llama.cpp"]
             found["ratios"] = {
                 key: _ratio(key, *(its[key] for its in both)) for key in LABELS if all(key in its for its in both)
             }
@@ -257,7 +263,7 @@ def main() -> None:
         for worker in workers:
             worker.close()
     found |= {"model": label, "quant": args.quant, "decode_steps": STEPS, "repetitions": args.repetitions}
-    found |= {"load_average_after": load_average(), "medians": medians}
+    found |= {"load_average_after": load_average(), "medians": figures}
     found["samples"] = {
         name: {key: [asdict(s) for s in its] for key, its in all_.items()} for name, all_ in samples.items()
     }
@@ -266,7 +272,7 @@ def main() -> None:
     output = args.output or HERE / "results" / f"{time.strftime('%Y-%m-%d')}-{slug}{suffix}.json"
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{label}, {threads} threads, {found['machine']}, load average {found['load_average_before']:.2f} before")
-    print(table(medians))
+    print(table(figures))
     every = [s for its in samples.values() for taken in its.values() for s in taken]
     print(f"{sum(s.undisturbed for s in every)} of {len(every)} samples were undisturbed; the others do not count.")
     print(f"Written to {output}. Ratios above 1: llmserve is ahead.")

@@ -1,6 +1,7 @@
 """One runtime in a process of its own, so that its memory and its threads are its own; `peers.py` holds the other end.
 
-A line in ("decode 4", "prefill 512", "logits 3 1 4", "memory"), a line of JSON out. Ends when its input does.
+A line in ("decode 4", "prefill 512", "logits 3 1 4", "memory", for llama.cpp "flash 1"), a line of JSON out. Ends when
+its input does.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ def load(args: argparse.Namespace) -> Any:
         return EngineBench(args.model, quant=args.quant, threads=args.threads)
     from peer_llama import LlamaBench
 
-    return LlamaBench(Path(args.model), args.threads, args.flash)
+    return LlamaBench(Path(args.model), args.threads)
 
 
 def answer(bench: Any, verb: str, numbers: list[int]) -> Any:
     if verb in ("prefill", "decode"):
         return getattr(bench, verb)(*numbers).rate
+    if verb == "flash":
+        return bench.set_flash(*numbers)
     if verb == "logits":
         row = bench.logits(numbers) if hasattr(bench, "logits") else bench.llm.logits(numbers)[-1]
         return [round(float(x), 4) for x in row]
@@ -39,7 +42,6 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--quant", default="q4")
-    parser.add_argument("--flash", action="store_true")
     bench = load(parser.parse_args())
     print(json.dumps(bench.ready_seconds), flush=True)
     for line in sys.stdin:
