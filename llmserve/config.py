@@ -104,7 +104,7 @@ class ServerConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     served_model_name: str | None = None
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: Size = 16 * 2**20
     chat_template: Path | None = None

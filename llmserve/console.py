@@ -11,6 +11,11 @@ _TITLES = {"convert": "Quantizing weights", "arrange": "Arranging weights", "com
 stderr = Console(stderr=True)
 
 
+def say(line: str, style: str | None = None) -> None:
+    """A line on standard error, as it is: not wrapped, and no markup read in names."""
+    stderr.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 class Steps:
     """A `compile.build.Notify` that draws a bar for each step as it comes up."""
 
@@ -27,7 +32,6 @@ class Steps:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Steps:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -36,6 +40,7 @@ class Steps:
         self._progress.stop()
 
     def __call__(self, step: str, detail: str, fraction: float | None) -> None:
+        self._progress.start()  # with the first step, so that a cached start shows nothing
         if step not in self._tasks:
             total = None if fraction is None else 1.0
             self._tasks[step] = self._progress.add_task(_TITLES.get(step, step), total=total, detail=detail)

@@ -16,7 +16,7 @@ from .config import EngineConfig, sampling_defaults
 from .config import build as checked
 from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
 from .engine.executor import LocalExecutor
-from .engine.loading import load_core
+from .engine.loading import load_core, scheduler_config
 from .engine.scheduler import ScheduledSequence
 from .engine.sequence import Request
 from .errors import ContextLengthError, RequestError
@@ -71,18 +71,20 @@ class LLM:
         **engine: Any,
     ) -> None:
         config = checked(EngineConfig, engine, "LLM")
-        self.compiled = Build(
+        build = Build(
             None if model is None else str(model),
             quant=quant,
             device=device,
             arch=arch,
             limits=Limits.of(config),
             notify=notify,
-        ).run(config.max_model_len)
-        self.tokenizer = Tokenizer.from_directory(self.compiled.source)
-        self.chat_template = ChatTemplate.from_directory(self.compiled.source, self.tokenizer.special_tokens)
-        self.default_params = SamplingParams(**cast(Any, sampling_defaults(self.compiled.source)))
-        self._core = load_core(self.compiled, config, self.tokenizer, self.tokenizer.eos_token_ids)
+        )
+        self.tokenizer = Tokenizer.from_directory(build.directory)
+        self.chat_template = ChatTemplate.from_directory(build.directory, self.tokenizer.special_tokens)
+        self.default_params = SamplingParams(**cast(Any, sampling_defaults(build.directory)))
+        self.compiled = build.run(config.max_model_len)
+        limits = scheduler_config(self.compiled, config)
+        self._core = load_core(self.compiled, config, limits, self.tokenizer, self.tokenizer.eos_token_ids)
         self._runner = cast(LocalExecutor, self._core.executor).runner
         self._ids = count()
 

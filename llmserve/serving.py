@@ -8,9 +8,9 @@ from .api.app import create_app, run
 from .api.state import ServedModel
 from .compile.build import Build, Limits
 from .config import Config, sampling_defaults
-from .console import Steps, stderr
+from .console import Steps, say
 from .engine import AsyncEngine
-from .engine.loading import load_core
+from .engine.loading import load_core, scheduler_config
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
 from .weights import embedded
@@ -28,23 +28,22 @@ def serve(config: Config) -> None:
             limits=Limits.of(config.engine),
             notify=steps,
         )
+        # What is wrong with words or settings shows before anything is converted or compiled.
+        tokenizer = Tokenizer.from_directory(build.directory)
+        template = ChatTemplate.from_directory(build.directory, tokenizer.special_tokens, server.chat_template)
+        defaults: dict[str, Any] = sampling_defaults(build.directory)
         compiled = build.run(config.engine.max_model_len)
-    for note in compiled.notes:
-        stderr.print(note, highlight=False)
-    if model.path is None and embedded.is_random():
-        stderr.print("No model was named: a stand-in of random weights is served, whose answers are noise.")
-    tokenizer = Tokenizer.from_directory(compiled.source)
-    template = ChatTemplate.from_directory(compiled.source, tokenizer.special_tokens, server.chat_template)
-    engine = AsyncEngine(lambda: load_core(compiled, config.engine, tokenizer, tokenizer.eos_token_ids))
-    defaults: dict[str, Any] = sampling_defaults(compiled.source)
+    scheduler = scheduler_config(compiled, config.engine)
+    engine = AsyncEngine(lambda: load_core(compiled, config.engine, scheduler, tokenizer, tokenizer.eos_token_ids))
     served = ServedModel(
         id=server.served_model_name or build.label,
         max_model_len=compiled.max_model_len,
         aliases=() if model.path is None else (model.path,),
         sampling_defaults=defaults,
     )
-    stderr.print(
-        f"{served.id} ({compiled.scheme} on {compiled.platform}) at http://{server.host}:{server.port}/v1",
-        highlight=False,
-    )
+    for note in compiled.notes:
+        say(note)
+    if model.path is None and embedded.is_random():
+        say("No model was named: a stand-in of random weights is served, whose answers are noise.")
+    say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at http://{server.host}:{server.port}/v1")
     run(create_app(engine, tokenizer, template, served, server), server)

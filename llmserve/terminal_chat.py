@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from .console import stderr
+from .console import say
 from .errors import RequestError
 from .llm import LLM
 
@@ -19,7 +19,7 @@ def converse(llm: LLM, system: str | None, temperature: float | None, max_tokens
     params = replace(llm.default_params, max_tokens=max_tokens)
     if temperature is not None:
         params = replace(params, temperature=temperature)
-    stderr.print(f"{llm.compiled.name} ({llm.compiled.scheme}). /reset starts over, /exit leaves.", highlight=False)
+    say(f"{llm.compiled.name} ({llm.compiled.scheme}). /reset starts over, /exit leaves.")
     while (line := _read()) is not None:
         if line == "/exit":
             return
@@ -33,7 +33,7 @@ def converse(llm: LLM, system: str | None, temperature: float | None, max_tokens
             messages.append({"role": "assistant", "content": _answer(llm, messages, params)})
         except RequestError as error:  # the conversation outgrew the context, say
             messages.pop()
-            stderr.print(f"[red]{error}[/red] /reset starts over.")
+            say(f"{error} /reset starts over.", "red")
 
 
 def _read() -> str | None:
@@ -55,5 +55,5 @@ def _answer(llm: LLM, messages: list[dict[str, Any]], params: Any) -> str:
     print()
     if sys.stdin.isatty():
         rate = pieces / (time.perf_counter() - began)
-        stderr.print(f"[dim]{pieces} tokens, {rate:.1f} per second[/dim]", highlight=False)
+        say(f"{pieces} tokens, {rate:.1f} per second", "dim")
     return text

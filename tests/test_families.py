@@ -12,11 +12,13 @@ from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
 from llmserve.models.base import families
 from llmserve.quant.group import GroupFormat
+from llmserve.quant.scheme import SCHEMES
 
 from .oracle import Oracle
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
-QUANTS = ["f32", "f16", "q4", "q3", "q8"]
+# Of twins, the one that CPUs compute.
+QUANTS = [s.name for s in SCHEMES.values() if s.compute_dtype == "float32" or s.storage == "float16"]
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         middleware=middleware,
-        strict_content_type=False,  # curl's and old clients' bodies are read for what they are
+        strict_content_type=False,  # a body without a content type is read as JSON
     )
     app.state.serving = serving
     errors.install(app)

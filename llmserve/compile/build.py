@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import __version__
 from ..config import EngineConfig
-from ..errors import UnsupportedError
+from ..errors import ArtifactError, ConfigError, UnsupportedError
 from ..kernels.base import KernelSet, using
 from ..models import rope
 from ..models.base import CausalLM, read_family
@@ -37,7 +37,7 @@ from ..weights.mapping import map_weights
 from ..weights.read import Checkpoint
 from . import artifact
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
-from .host import cpu_kernels, link
+from .host import kernel_set, link
 from .pipeline import compile_module
 
 Notify = Callable[[str, str, float | None], None]
@@ -82,6 +82,8 @@ class Build:
 
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
+        if model is not None and not model.strip():
+            raise ConfigError("The model's name is empty; leave it out for the model that comes with llmserve.")
         self.name = model or embedded.NAME
         # What clients and listings call it: a Hub id as it is, a directory by its last part.
         self.label = Path(self.name).resolve().name if Path(self.name).exists() else self.name
@@ -111,11 +113,11 @@ class Build:
 
     @cached_property
     def kernels(self) -> KernelSet:
-        return cpu_kernels(self.arch)[0]
+        return kernel_set(self.platform, self.arch)[0]
 
     @cached_property
     def target(self) -> Mapping[str, Any]:
-        return cpu_kernels(self.arch)[1]
+        return kernel_set(self.platform, self.arch)[1]
 
     @cached_property
     def model(self) -> CausalLM:
@@ -139,6 +141,10 @@ class Build:
 
     def export_weights(self, out: Path) -> None:
         """The same into a directory of the user's choice, which `serve` takes as a model."""
+        if self.converted:
+            raise UnsupportedError(
+                f"{self.name} is a converted directory already, in {self.converted}; serve it as it is."
+            )
         with artifact.landing(out, "weights", self._weight_causes()) as directory:
             self._convert(directory)
 
@@ -272,7 +278,8 @@ class Build:
                 f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
             )
         length = max_model_len or min(longest, DEFAULT_CONTEXT)
-        library, params, source = self.library(), self.params(), self.weights()
+        # Weights first: what is wrong with a checkpoint shows before anything is compiled.
+        source, params, library = self.weights(), self.params(), self.library()
         cos, sin = rope.tables(self.config, length)
         return CompiledModel(
             name=self.name,
@@ -291,6 +298,11 @@ class Build:
 
 def _converted_scheme(directory: Path) -> str | None:
     """The scheme of a directory that `convert` wrote; None for a checkpoint. Raises ArtifactError if it is broken."""
-    if not (directory / artifact.MANIFEST).exists() or not (directory / PARAMS_FILE).exists():
+    if not (directory / PARAMS_FILE).exists():
         return None
+    if not (directory / artifact.MANIFEST).exists():
+        raise ArtifactError(
+            f"{directory} looks like a converted directory without its {artifact.MANIFEST}, so it cannot be trusted; "
+            "convert the checkpoint again."
+        )
     return str(artifact.causes_of(directory, "weights")["scheme"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Mapping
 from functools import cache
@@ -10,11 +11,19 @@ from typing import Any
 
 from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet
+from ..platforms import Platform
 
 
 @cache
-def cpu_kernels(arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
-    """The kernel set and TVM target for this CPU, or for the instruction set that `arch` names."""
+def kernel_set(platform: Platform, arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
+    """The kernels and TVM's target for a platform; `arch` is its instruction set or GPU family, None the best here.
+
+    Raises UnsupportedError for an `arch` that is not there, with what is.
+    """
+    return {"cpu": _cpu}[platform.kernels](platform, arch)
+
+
+def _cpu(platform: Platform, arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
     import tvm
     from tvm.target import codegen
 
@@ -22,32 +31,33 @@ def cpu_kernels(arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
     from ..kernels.cpu.isa import ISAS, choose
 
     mcpu = codegen.llvm_get_system_cpu()
-    features = frozenset(map(str, codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": mcpu}))))
-    features &= _host_flags(features)
-    native = choose(features)
-    if arch in (None, native.name):
-        return CpuKernels(native), {"kind": "llvm", **({"mcpu": mcpu} if native.features else {})}
-    wanted = next((isa for isa in ISAS if isa.name == arch), None)
+    known = frozenset(map(str, codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": mcpu}))))
+    features = known - _hidden_features()
+    wanted = choose(features) if arch is None else next((isa for isa in ISAS if isa.name == arch), None)
     if wanted is None or not features.issuperset(wanted.features):
-        usable = ", ".join(isa.name for isa in ISAS if features.issuperset(isa.features))
-        raise UnsupportedError(f"This CPU has no instruction set {arch!r} for llmserve; it has {usable}.")
-    # The portable row must run anywhere, so it does not get this CPU's other features either.
-    return CpuKernels(wanted), {"kind": "llvm", **({"mcpu": mcpu} if wanted.features else {})}
+        usable = [isa.name for isa in ISAS if features.issuperset(isa.features)]
+        close = difflib.get_close_matches(str(arch), usable, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UnsupportedError(f"This CPU has no instruction set {arch!r}{hint}; it has {', '.join(usable)}.")
+    if features == known and wanted.features:
+        return CpuKernels(wanted), {**platform.target, "mcpu": mcpu}
+    # The portable row must run anywhere, and where features are hidden the CPU's name would bring them back.
+    attributes = {"mattr": [f"+{name}" for name in wanted.features]} if wanted.features else {}
+    return CpuKernels(wanted), {**platform.target, **attributes}
 
 
-def _host_flags(features: frozenset[str]) -> frozenset[str]:
-    """LLVM goes by the CPU's model; a virtual machine may hide features of it, and the kernel tells which are there."""
+def _hidden_features() -> frozenset[str]:
+    """LLVM goes by the CPU's model; a virtual machine may hide features of it, and Linux tells which are there."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return features
+        return frozenset()
     flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), None)
     if flags is None:
-        return features
-    hidden = {f for f in ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl") if f not in flags}
-    if "avx512_vnni" not in flags:
-        hidden.add("avx512vnni")
-    return features - hidden
+        return frozenset()
+    names = {"avx512vnni": "avx512_vnni"}  # where Linux spells it otherwise
+    checked = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni")
+    return frozenset(name for name in checked if names.get(name, name) not in flags)
 
 
 def link(output: str, objects: list[str], **kwargs: Any) -> None:

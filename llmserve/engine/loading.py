@@ -14,23 +14,31 @@ from .executor import LocalExecutor
 from .scheduler import SchedulerConfig
 
 _SHARE_OF_FREE_MEMORY = 0.25
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
-def load_core(
-    model: CompiledModel, config: EngineConfig, tokenizer: Tokenizer | None, eos_token_ids: Collection[int] = ()
-) -> EngineCore:
-    """Load the model in the calling thread, which must be the one that steps it. Raises ConfigError."""
-    num_pages = choose_num_pages(model, config)
-    executor = LocalExecutor(model, num_pages, eos_token_ids, config.num_threads)
-    limits = SchedulerConfig(
+def scheduler_config(model: CompiledModel, config: EngineConfig) -> SchedulerConfig:
+    """The scheduler's limits for a model on this machine, now. Raises ConfigError where they cannot be met."""
+    return SchedulerConfig(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=model.max_model_len,
         page_size=model.interface.page_size,
-        num_pages=num_pages,
+        num_pages=choose_num_pages(model, config),
         prefix_caching=config.prefix_caching,
         max_waiting=config.max_waiting,
     )
+
+
+def load_core(
+    model: CompiledModel,
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    tokenizer: Tokenizer | None,
+    eos_token_ids: Collection[int] = (),
+) -> EngineCore:
+    """Load the model in the calling thread, which must be the one that steps it."""
+    executor = LocalExecutor(model, limits.num_pages, eos_token_ids, config.num_threads)
     return EngineCore(executor, limits, tokenizer, eos_token_ids)
 
 
@@ -47,9 +55,8 @@ def choose_num_pages(model: CompiledModel, config: EngineConfig) -> int:
     pages = min(budget // model.page_bytes, one * config.max_num_seqs)
     if pages < one:
         raise ConfigError(
-            f"The KV cache of one sequence of {model.max_model_len} tokens takes "
-            f"{one * model.page_bytes / 2**20:.0f} MiB, and {budget / 2**20:.0f} MiB are set aside for it; "
-            "lower max_model_len or raise kv_cache_memory."
+            f"The KV cache of one sequence of {model.max_model_len} tokens takes {_size(one * model.page_bytes)}, "
+            f"and {_size(budget)} are set aside for it; lower max_model_len or raise kv_cache_memory."
         )
     return pages
 
@@ -61,3 +68,8 @@ def _free_memory() -> int:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _size(count: int) -> str:
+    unit = next((u for u in ("GiB", "MiB", "KiB") if count >= _UNITS[u]), None)
+    return f"{count} bytes" if unit is None else f"{count / _UNITS[unit]:.1f} {unit}"

@@ -40,6 +40,7 @@ def serve(
     test: Callable[[AsyncEngine, EngineCore], Awaitable[None]], executor: FakeExecutor | None = None, **limits: int
 ) -> None:
     """Run a coroutine against a started engine; check that it stops and closes its executor."""
+    before = set(threading.enumerate())
 
     async def run() -> None:
         core = make_core(executor or SlowExecutor(max_model_len=256, num_pages=256), **limits)
@@ -53,7 +54,7 @@ def serve(
         assert core.executor.closed and not engine.is_alive and not engine._streams  # type: ignore[attr-defined]
 
     asyncio.run(run())
-    assert not [t for t in threading.enumerate() if t.name == "llmserve-engine"]
+    assert not [t for t in set(threading.enumerate()) - before if t.name == "llmserve-engine"]
 
 
 async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> RequestOutput:

@@ -6,22 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 import tvm
-from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
 
-from llmserve.kernels.cpu.isa import ISAS, Isa, choose
+from llmserve.compile.host import kernel_set
+from llmserve.kernels.cpu.isa import ISAS, Isa
+from llmserve.platforms import PLATFORMS
 
-NATIVE = choose(
-    frozenset(str(f) for f in llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})))
-)
+NATIVE = kernel_set(PLATFORMS["cpu"], None)[0].isa
 RUNNABLE = [NATIVE, ISAS[-1]] if NATIVE is not ISAS[-1] else [NATIVE]
 """The best row of this machine, and the portable one, compiled for the plainest CPU of its kind."""
 
 
 def target(isa: Isa) -> tvm.target.Target:
-    spec = {"kind": "llvm"}
-    if isa is NATIVE and isa.features:
-        spec["mcpu"] = llvm_get_system_cpu()
-    return tvm.target.Target(spec)
+    return tvm.target.Target(dict(kernel_set(PLATFORMS["cpu"], isa.name)[1]))
 
 
 def compiled(func: tvm.tirx.PrimFunc, isa: Isa) -> Callable[..., None]:
