@@ -15,7 +15,7 @@ from typing import Any
 from .errors import UnsupportedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # rows are themselves: compared and hashed by identity
 class Platform:
     """One kind of device.
 
