@@ -37,7 +37,8 @@ class Steps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._tasks:  # stopping what never started would print an empty line
+            self._progress.stop()
 
     def __call__(self, step: str, detail: str, fraction: float | None) -> None:
         self._progress.start()  # with the first step, so that a cached start shows nothing
