@@ -7,6 +7,7 @@ are rotated through more memory than caches hold, as in a model. The first line 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 from tvm.runtime.vm import VirtualMachine
 
-from llmserve.bench.host import cores, load_average, provenance
+from llmserve.bench.host import Bystanders, cores, load_average, provenance
 from llmserve.compile.build import Build
 from llmserve.compile.pipeline import pipeline
 from llmserve.kernels.base import AttentionShape, Batch, active, using
@@ -171,13 +172,17 @@ def main() -> None:
     parser.add_argument("--matmul", nargs="*", choices=list(MATMULS), default=list(MATMULS))
     parser.add_argument("--arch", default=None, help="the CPU's instruction set, such as avx2")
     args = parser.parse_args()
-    print(f"{provenance()['machine']}, {cores()} threads, load average {load_average():.2f}")
-    print(read_bandwidth(cores()), flush=True)
+    # As the runner does, and before TVM's pool starts: its own default is half of the cores.
+    os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
+    print(f"{provenance()['machine']}, {os.environ['TVM_NUM_THREADS']} threads, load average {load_average():.2f}")
+    print(read_bandwidth(int(os.environ["TVM_NUM_THREADS"])), flush=True)
+    others = Bystanders()
     for quant in args.quant:
         for row in linears(quant, args.arch, args.matmul):
             print(row, flush=True)
     for row in attention(args.arch):
         print(row, flush=True)
+    print(f"Others used {others.cores() or 0.0:.2f} cores meanwhile.")
 
 
 if __name__ == "__main__":
