@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
+from tvm.target.codegen import llvm_lookup_intrinsic_id
 from tvm.tirx import PrimFunc
 from tvm.tirx.script import builder as T
 
-__all__ = ["T", "block", "build", "f32", "full", "i32", "put", "scratch", "sized", "vec", "when"]
+__all__ = ["T", "block", "build", "f32", "full", "i32", "prefetch", "put", "scratch", "sized", "vec", "when"]
 
 
 def build(name: str, body: Callable[[], None]) -> PrimFunc:
@@ -72,6 +73,17 @@ def put(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:
 def full(value: Any, lanes: int) -> Any:
     """`value` in every lane."""
     return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def prefetch(buffer: Any, *index: Any) -> None:
+    """Ask for the cache line of an element that will be read soon."""
+    hint = T.call_llvm_intrin(
+        T.uint32(llvm_lookup_intrinsic_id("llvm.prefetch")),
+        T.address_of(buffer[index]),
+        *(T.int32(0), T.int32(3), T.int32(1)),  # read, keep in all caches, data
+        dtype="void",
+    )
+    T.evaluate(hint)
 
 
 def f32(value: float) -> Any:

@@ -9,16 +9,19 @@ on its own keys alone: neither batching, chunking nor prefix sharing changes a b
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
+import numpy as np
 from tvm.tirx import PrimFunc
 
 from ..base import AttentionShape
-from ..tir import T, block, build, f32, full, put, scratch, sized, vec, when
+from ..tir import T, block, build, f32, full, prefetch, put, scratch, sized, vec, when
 from .isa import Isa
-from .vector_math import exp2
+from .vector_math import across, exp2
 
 ROW_BLOCK = 4  # query rows that share one loaded (and widened) vector of the page
+LINE = 64  # bytes
 _NO_SCORE = -1e30  # finite, so that differences of it stay numbers
 
 
@@ -127,9 +130,10 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
             with block("walk"):
                 query, o = scratch(rows * d), scratch(rows * d)
                 score, peak, total = scratch(rows * size), scratch(rows), scratch(rows)
-                fresh, decay = scratch(1), scratch(1)
+                fresh, decay = scratch(1), scratch(rows)
                 at, limit = scratch(tokens, "int32"), scratch(tokens, "int32")
-                span = scratch(2, "int32")
+                # Index of the first page and one past the last; numbers of the current page and the next.
+                span = scratch(4, "int32")
                 for t in range(tokens):
                     put(at, tile_row[tile] + T.min(t, tile_rows[tile] - 1), t)
                     put(limit, positions[at[t]], t)
@@ -148,14 +152,20 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
                     put(total, f32(0), r)
                 with T.serial(span[1] - span[0]) as p, block("page"):
                     page_index = span[0] + p
-                    page = values[indptr[tile_seq[tile]] + page_index]
+                    put(span, values[indptr[tile_seq[tile]] + page_index], 2)
+                    page = span[2]
+                    # Pages lie anywhere, so the hardware cannot guess the next one.
+                    put(span, values[indptr[tile_seq[tile]] + T.min(page_index + 1, span[1] - 1)], 3)
+                    for i in range(0, size * d, LINE // np.dtype(shape.page_dtype).itemsize):
+                        prefetch(pages, span[3], 0, head, i)
+                        prefetch(pages, span[3], 1, head, i)
                     for rs in sub_blocks:
                         _scores(rs, page, query, score)
                     for r in range(rows):
-                        _softmax(r, page_index, limit[r // group], score, peak, total, fresh, decay, o)
+                        _softmax(r, page_index, limit[r // group], score, peak, total, fresh, decay)
                     live = T.min(size, limit[tokens - 1] + 1 - page_index * size)
                     for rs in sub_blocks:
-                        _weigh(rs, page, live, score, o)
+                        _weigh(rs, page, live, score, decay, o)
                 for r in range(rows):
                     with when(True if tokens == 1 else r // group < tile_rows[tile]):
                         column = (head * group + r % group) * d
@@ -182,9 +192,9 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
                         put(score, vec(acc, c * size + v * lanes, lanes=lanes), r * size + v * lanes, lanes=lanes)
 
         def _softmax(
-            r: int, page_index: Any, limit: Any, score: Any, peak: Any, total: Any, fresh: Any, decay: Any, o: Any
+            r: int, page_index: Any, limit: Any, score: Any, peak: Any, total: Any, fresh: Any, decay: Any
         ) -> None:
-            """Turn a row's scores into weights under the running maximum, and rescale what is there."""
+            """Turn a row's scores into weights under the running maximum; what is there must decay by as much."""
 
             def seen(v: int) -> Any:
                 key = T.Broadcast(page_index * size + v, lanes) + T.ramp(T.int32(0), T.int32(1), lanes)
@@ -194,26 +204,22 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
             for v in range(0, size, lanes):
                 masked = T.Select(seen(v), vec(score, r * size + v, lanes=lanes), full(f32(_NO_SCORE), lanes))
                 put(score, masked, r * size + v, lanes=lanes)
-            put(fresh, peak[r], 0)
-            for t in range(size):
-                put(fresh, T.max(fresh[0], score[r * size + t]), 0)
-            put(decay, exp2(peak[r] - fresh[0], 1), 0)
+            parts = [vec(score, r * size + v, lanes=lanes) for v in range(0, size, lanes)]
+            put(fresh, T.max(peak[r], across(parts, T.max, lanes)), 0)
+            put(decay, exp2(peak[r] - fresh[0], 1), r)
             put(peak, fresh[0], r)
-            put(total, total[r] * decay[0], r)
             for v in range(0, size, lanes):
                 weight = exp2(vec(score, r * size + v, lanes=lanes) - full(fresh[0], lanes), lanes)
                 put(score, T.Select(seen(v), weight, full(f32(0), lanes)), r * size + v, lanes=lanes)
-            for t in range(size):
-                put(total, total[r] + score[r * size + t], r)
-            for i in range(0, d, step):
-                put(o, vec(o, r * d + i, lanes=step) * full(decay[0], step), r * d + i, lanes=step)
+            put(total, total[r] * decay[r] + across(parts, operator.add, lanes), r)
 
-        def _weigh(rs: range, page: Any, live: Any, score: Any, o: Any) -> None:
+        def _weigh(rs: range, page: Any, live: Any, score: Any, decay: Any, o: Any) -> None:
             with T.serial(d // wide) as chunk, block("weigh"):
                 acc = scratch(len(rs) * wide)
                 for c, r in enumerate(rs):
                     for i in range(0, wide, step):
-                        put(acc, vec(o, r * d + chunk * wide + i, lanes=step), c * wide + i, lanes=step)
+                        decayed = vec(o, r * d + chunk * wide + i, lanes=step) * full(decay[r], step)
+                        put(acc, decayed, c * wide + i, lanes=step)
                 with T.serial(live) as t:
                     for i in range(0, wide, step):
                         value = T.cast(

@@ -1,11 +1,13 @@
-"""Exponentials as vector code: LLVM would call libm once per lane."""
+"""Exponentials as vector code (LLVM would call libm once per lane), and reductions across lanes as trees."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
-from ..tir import T, f32, full
+from ..tir import T, f32, full, put, scratch
 
 # 2**f on [0, 1): degree-5 polynomial, relative error below 3e-7, and exact at 0.
 _EXP2 = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 1.0)
@@ -28,3 +30,17 @@ def exp2(x: Any, lanes: int) -> Any:
 def exp(x: Any, lanes: int) -> Any:
     """e**x by way of `exp2`."""
     return exp2(x * full(f32(math.log2(math.e)), lanes), lanes)
+
+
+def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int) -> Any:
+    """All lanes of all vectors combined into a scalar, always in the same order: a tree, as a chain would wait on each.
+
+    `lanes` must be a power of two.
+    """
+    folded = scratch(lanes)
+    put(folded, reduce(combine, vectors), 0, lanes=lanes)
+    values = [folded[i] for i in range(lanes)]
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [combine(a, b) for a, b in zip(values[:half], values[half:], strict=True)]
+    return values[0]
