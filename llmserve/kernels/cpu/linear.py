@@ -19,7 +19,9 @@ from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, whe
 from . import layout
 from .isa import Isa
 
-ROW_BLOCK = 4  # rows of x that share one unpacked tile: 4 accumulators and their int16 sums fit 16 registers
+# Rows of x that share a tile. Of quantized weights, more than two spill registers; of float ones there is less to hold.
+QUANTIZED_ROWS = 2
+FLOAT_ROWS = 4
 CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
 LANES = 8  # float lanes of the activation quantizer
 
@@ -119,8 +121,10 @@ def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: I
                 put(y, scalar, m, tile * rows + r)
 
 
-def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None], tile_at: Callable[..., None]) -> None:
-    """The loop nest shared by all formats.
+def _over_rows(
+    m: Any, count: int, streams: int, height: int, prepare: Callable[[Any], None], tile_at: Callable[..., None]
+) -> None:
+    """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile.
 
     `prepare(row)` readies a row of x; `tile_at(first_row, rows, first_tile, tiles, limit)` computes rows x tiles.
     """
@@ -136,14 +140,14 @@ def _over_rows(m: Any, count: int, streams: int, prepare: Callable[[Any], None],
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
             with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
-                blocks = T.min(CACHE_ROWS, m - outer * CACHE_ROWS + ROW_BLOCK - 1) // ROW_BLOCK
+                blocks = T.min(CACHE_ROWS, m - outer * CACHE_ROWS + height - 1) // height
                 with T.serial(blocks) as inner, T.serial(together) as w:
-                    first, tile = outer * CACHE_ROWS + inner * ROW_BLOCK, t * together + w
-                    with T.If(m - first > ROW_BLOCK // 2):
+                    first, tile = outer * CACHE_ROWS + inner * height, t * together + w
+                    with T.If(m - first > height // 2):
                         with T.Then():
-                            tile_at(first, ROW_BLOCK, tile, 1, m)
+                            tile_at(first, height, tile, 1, m)
                         with T.Else():
-                            tile_at(first, ROW_BLOCK // 2, tile, 1, m)
+                            tile_at(first, height // 2, tile, 1, m)
 
 
 def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
@@ -212,7 +216,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                         with when(True if limit is None else row + i < limit):
                             _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
 
-            _over_rows(m, count, 2, prepare, tile_at)
+            _over_rows(m, count, 2, QUANTIZED_ROWS, prepare, tile_at)
 
     return build(name, body)
 
@@ -250,6 +254,6 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
 
         with block("linear"):
-            _over_rows(m, count, 4, lambda row: None, tile_at)
+            _over_rows(m, count, 4, FLOAT_ROWS, lambda row: None, tile_at)
 
     return build(name, body)

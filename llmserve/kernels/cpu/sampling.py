@@ -134,8 +134,6 @@ def sample(name: str, vocab: int, isa: Isa) -> PrimFunc:
                 put(total, total[1] + border_value() * T.min(total[0], T.cast(ties[0], "float32")), 1)
             with when(top_p[row] < f32(1)):
                 put(total, top_p[row] * total[1], 2)
-                put(low, border[0], 0)
-                put(high, ties[0], 0)
                 remembered = scratch(2, "int32")
                 put(remembered, border[0], 0)
                 put(remembered, ties[0], 1)
