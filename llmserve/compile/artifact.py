@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmserve.errors import ArtifactError
-from llmserve.weights.disk import disk_errors
+from ..errors import ArtifactError
+from ..weights.disk import disk_errors
 
 logger = logging.getLogger(__name__)
 

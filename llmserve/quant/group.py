@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.errors import CheckpointError
+from ..errors import CheckpointError
 
 Array = npt.NDArray[Any]
 

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.errors import CheckpointError
+from ..errors import CheckpointError
 
 ALIGNMENT = 64
 _MAX_HEADER = 100_000_000

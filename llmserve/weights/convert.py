@@ -17,12 +17,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.errors import CheckpointError, UnsupportedError
-from llmserve.quant.group import GroupFormat, as_float32, quantize
-from llmserve.weights.container import SafetensorsWriter, TensorInfo, TensorSpec
-from llmserve.weights.disk import disk_errors, require_space
-from llmserve.weights.load import PARAMS_FILE
-from llmserve.weights.read import Checkpoint
+from ..errors import CheckpointError, UnsupportedError
+from ..quant.group import GroupFormat, as_float32, quantize
+from .container import SafetensorsWriter, TensorInfo, TensorSpec
+from .disk import disk_errors, require_space
+from .load import PARAMS_FILE
+from .read import Checkpoint
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]

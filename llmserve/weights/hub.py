@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmserve.errors import CheckpointError
+from ..errors import CheckpointError
 
 ALLOWED = ["*.json", "*.safetensors", "tokenizer.*", "*.jinja"]
 # Not the copies in other formats that some repositories keep in subdirectories.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.errors import ArtifactError, CheckpointError
-from llmserve.weights.container import ALIGNMENT, TensorInfo, read_header
+from ..errors import ArtifactError, CheckpointError
+from .container import ALIGNMENT, TensorInfo, read_header
 
 PARAMS_FILE = "params.safetensors"
 

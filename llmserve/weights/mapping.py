@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
 
-from llmserve.errors import CheckpointError
+from ..errors import CheckpointError
 
 # Buffers that older checkpoints store although every implementation computes them.
 IGNORED = ("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_emb.sin_cached", "*.self_attn.masked_bias")

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.weights.container import SafetensorsWriter, TensorSpec
-from llmserve.weights.convert import FLOATS
-from llmserve.weights.read import INDEX, SINGLE
+from .container import SafetensorsWriter, TensorSpec
+from .convert import FLOATS
+from .read import INDEX, SINGLE
 
 TINY_DEMO: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -63,7 +63,7 @@ def write_random_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     config = {**config, "torch_dtype": dtype}
     if tokenizer:
-        from llmserve.weights.tiny_tokenizer import write_tokenizer
+        from .tiny_tokenizer import write_tokenizer
 
         ids = write_tokenizer(out, config["vocab_size"], config.get("max_position_embeddings", 2048))
         config |= ids

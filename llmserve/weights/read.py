@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.errors import CheckpointError
-from llmserve.weights.container import TensorInfo, read_header
+from ..errors import CheckpointError
+from .container import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

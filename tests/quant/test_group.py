@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -127,8 +129,8 @@ def test_the_largest_scale_is_kept_and_the_next_refused(fmt: GroupFormat) -> Non
 @formats
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_nan_and_infinity_are_refused(fmt: GroupFormat, value: float, dtype: type) -> None:
-    w = np.ones((700, 64), dtype)
+def test_nan_and_infinity_are_refused(fmt: GroupFormat, value: float, dtype: Any) -> None:
+    w: np.ndarray = np.ones((700, 64), dtype)
     w[699, 63] = value
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         quantize(w, fmt)

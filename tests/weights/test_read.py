@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +30,7 @@ def edit_index(path: Path, **weight_map: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_reads_what_the_reference_reads(tmp_path: Path, dtype: str) -> None:
+def test_reads_what_the_reference_reads(tmp_path: Path, dtype: Any) -> None:
     path = write_random_checkpoint(tmp_path, CONFIG, dtype=dtype, tokenizer=None)
     checkpoint, reference = Checkpoint.open(path), load_file(path / SINGLE)
     assert set(checkpoint.names()) == set(reference)
