@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine import ChoiceDelta
-from .generation import Choice, Reply, respond
+from ..text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from .chunks import Choice, ChunkReply
+from .generation import Answer, Event, respond
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
 from .state import Serving, ServingDep
@@ -17,7 +19,7 @@ from .streaming import unless_gone
 router = APIRouter()
 
 
-class ChatReply(Reply):
+class ChatReply(ChunkReply):
     """Messages and their deltas. The role stands in a choice's first delta, the finish reason beside its empty last."""
 
     prefix = "chatcmpl"
@@ -25,28 +27,74 @@ class ChatReply(Reply):
     chunk_object = "chat.completion.chunk"
 
     def opening(self, index: int) -> Choice:
-        return self._choice(index, {"role": "assistant", "content": ""})
+        return _delta(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, delta: ChoiceDelta) -> Choice:
-        logprobs = chat_logprobs(self.tokenizer, delta.logprobs)
-        return self._choice(index, {"content": delta.text} if delta.text or logprobs else {}, logprobs)
+    def pieces(self, event: Event) -> list[Choice]:
+        deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
+        if not deltas and event.finish_reason is None:
+            deltas = [{"content": ""} if event.logprobs else {}]
+        choices = [_delta(event.choice, delta) for delta in deltas]
+        if choices:
+            choices[0]["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
+        return choices
 
-    def ending(self, index: int, delta: ChoiceDelta) -> Choice:
-        choice = self._choice(index, {})
-        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+    def ending(self, event: Event) -> Choice:
+        choice = _delta(event.choice, {})
+        if not event.parts:
+            choice["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
+        return {**choice, "finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
 
-    def whole(self, index: int, delta: ChoiceDelta) -> Choice:
+    def choice(self, index: int, answer: Answer) -> Choice:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": chat_logprobs(self.tokenizer, delta.logprobs),
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
+            "message": _message(answer.output),
+            "logprobs": chat_logprobs(self.tokenizer, answer.logprobs),
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
         }
 
-    @staticmethod
-    def _choice(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> Choice:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+def _delta(index: int, delta: dict[str, Any]) -> Choice:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _kind(part: Part) -> object:
+    """What may stand in one delta: text, reasoning, or pieces of one call."""
+    return part.index if isinstance(part, (ToolCallBegin, ToolCallArguments)) else type(part)
+
+
+def _joined(parts: list[Part]) -> dict[str, Any]:
+    """Parts of one kind as a delta. A call's id and name stand in its first piece only: clients join strings."""
+    output = "".join(p.text for p in parts if isinstance(p, (Text, Reasoning)))
+    if isinstance(parts[0], Text):
+        return {"content": output}
+    if isinstance(parts[0], Reasoning):
+        return _reasoning(output)
+    first = parts[0]
+    call: dict[str, Any] = {"index": first.index}
+    if isinstance(first, ToolCallBegin):
+        call |= {"id": first.call_id, "type": "function"}
+    arguments = "".join(p.json for p in parts if isinstance(p, ToolCallArguments))
+    name = {"name": first.name} if isinstance(first, ToolCallBegin) else {}
+    return {"tool_calls": [{**call, "function": {**name, "arguments": arguments}}]}
+
+
+def _message(output: ParsedOutput) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": output.text, "refusal": None}
+    if output.reasoning:
+        message |= _reasoning(output.reasoning)
+    if output.calls:
+        message["content"] = output.text or None
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in output.calls
+        ]
+    return message
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
@@ -68,7 +116,5 @@ async def chat_completions(body: ChatRequest, request: Request, serving: Serving
     params = body.sampling(serving.model.sampling_defaults)
     ids = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
     serving.check_prompt(ids, "messages")
-    reply = ChatReply(serving, body.model)
-    return await respond(
-        request, serving, reply, [ids], params, stream=bool(body.stream), include_usage=body.include_usage
-    )
+    reply = ChatReply(serving, body.model, params.n, body.include_usage)
+    return await respond(request, serving, reply, [ids], params, stream=bool(body.stream))

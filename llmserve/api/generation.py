@@ -1,101 +1,106 @@
-"""From prompts to answers: one stream of the engine's news, sent piece by piece or folded into one body.
+"""From prompts to answers: the engine's news, told apart by a parser, as one stream of events for every endpoint.
 
-Both endpoint families go through `respond`; they differ in a `Reply`, the shape in which news is written down.
+An endpoint is a `Reply`, which writes events down in its own shape: streamed event by event (`Reply.stream`), or folded
+into one body (`Reply.whole`). `respond` brings both together with disconnects, errors and usage, and is the one way
+from tokens to clients:
+
+    class MyReply(Reply):
+        def whole(self, answers, usage): ...   # answers[i].output: text, reasoning, calls; .finish_reason
+        async def stream(self, events): ...    # events with .choice, .parts, .finish_reason and .usage → SSE bytes
+        def failure(self, error): ...          # the SSE bytes of an error after the status has been sent
+
+    return await respond(request, serving, MyReply(), [ids], params, stream=body.stream, parser=SomeParser)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from starlette.responses import Response
 
-from ..engine import ChoiceDelta, RequestOutput, SamplingParams, fold
+from ..engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
 from ..errors import EngineError, LLMServeError
-from .errors import describe
+from ..text.parsers.base import OutputParser, ParsedOutput, Part, ToolCallBegin, fold_parts
 from .state import Serving
-from .streaming import DONE, EventStream, Json, event, unless_gone
+from .streaming import EventStream, Json, unless_gone
 
 logger = logging.getLogger(__name__)
 
-Choice = dict[str, Any]
+FinishReason = Literal["stop", "length", "tool_calls"]
+ParserFactory = Callable[[], OutputParser]
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """The engine's news of one of a request's prompts."""
+class Usage:
+    """Tokens of a request so far. Cached tokens are among the prompt's, reasoning tokens among the completion's."""
 
-    prompt: int
-    output: RequestOutput
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def as_openai(self) -> dict[str, Any]:
+        """As the chat and completion endpoints write it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """News of one choice. Choices are counted over all prompts: prompt × n + choice.
+
+    `parts` may be empty: while text is held back, or when the event is only a sign of life (`is_silent`). A choice's
+    last event has its finish reason, and perhaps its last parts. `usage` is of the whole request up to now.
+    """
+
+    choice: int
+    usage: Usage
+    parts: tuple[Part, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        return not self.parts and not self.logprobs and self.finish_reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice, whole: all of its events, folded."""
+
+    output: ParsedOutput
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
 
 
 class Reply(ABC):
-    """How one endpoint writes its answers. Choices are counted over all prompts: prompt × n + choice."""
-
-    prefix: str  # of the id
-    object: str
-    chunk_object: str
-
-    def __init__(self, serving: Serving, model: str | None) -> None:
-        self.tokenizer = serving.tokenizer
-        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
-        self._head = {
-            "created": int(time.time()),
-            "model": model or serving.model.id,
-            "system_fingerprint": serving.fingerprint,
-        }
-
-    def body(self, choices: list[Choice], **more: Any) -> dict[str, Any]:
-        return {"id": self.id, "object": self.object, **self._head, "choices": choices, **more}
-
-    def chunk(self, *choices: Choice, **more: Any) -> dict[str, Any]:
-        return {"id": self.id, "object": self.chunk_object, **self._head, "choices": list(choices), **more}
+    """How one endpoint writes its answers down."""
 
     @abstractmethod
-    def opening(self, index: int) -> Choice | None:
-        """What begins a streamed choice, before any token."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """The body of an answer that is not streamed, from its choices in order."""
 
     @abstractmethod
-    def piece(self, index: int, delta: ChoiceDelta) -> Choice:
-        """New text of a streamed choice, or none at all: a sign of life."""
+    def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+        """The server-sent events of an answer, complete with whatever ends it well."""
 
     @abstractmethod
-    def ending(self, index: int, delta: ChoiceDelta) -> Choice:
-        """The last word on a streamed choice: why it ended."""
-
-    @abstractmethod
-    def whole(self, index: int, delta: ChoiceDelta) -> Choice:
-        """A choice that is not streamed."""
-
-
-class Tally:
-    """Counts tokens for the usage report."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        self._prompt_tokens = sum(map(len, prompts))
-        self._cached = [0] * len(prompts)
-        self._completion_tokens = 0
-
-    def add(self, update: Update) -> None:
-        self._cached[update.prompt] = update.output.num_cached_tokens
-        self._completion_tokens += sum(len(delta.token_ids) for delta in update.output.deltas)
-
-    def usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached)},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        }
+    def failure(self, error: Exception) -> bytes:
+        """What a stream ends with when it fails after it has begun."""
 
 
 async def respond(
@@ -106,19 +111,115 @@ async def respond(
     params: SamplingParams,
     *,
     stream: bool,
-    include_usage: bool,
+    parser: ParserFactory = OutputParser,
 ) -> Response:
     """Generate for every prompt and answer. A client that goes away takes its generation with it.
 
     Errors that come before the first token, or before the first sign of life is due, are raised, so they have a status.
     """
-    news = updates(serving, prompts, params)
-    tally = Tally(prompts)
+    news = generate(serving, prompts, params, parser)
     if not stream:
-        return Json(await unless_gone(request.receive, _collected(news, reply, tally, params.n)))
+        return Json(await unless_gone(request.receive, _whole(news, reply)))
     first = await unless_gone(request.receive, anext(news))
-    chunks = _chunks(_resumed(first, news), reply, tally, len(prompts) * params.n, params.n, include_usage)
-    return EventStream(_events(chunks), close=news.aclose)
+    return EventStream(_guarded(reply, _resumed(first, news)), close=news.aclose)
+
+
+async def generate(
+    serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
+) -> AsyncGenerator[Event, None]:
+    """The events of all prompts as they come, with a silent one when there has been none for a while.
+
+    Closing it aborts what is left. Raises the first error of any prompt.
+    """
+    choices = [_Choice(parser()) for _ in range(len(prompts) * params.n)]
+    cached = [0] * len(prompts)
+    prompt_tokens = sum(map(len, prompts))
+
+    def usage() -> Usage:
+        return Usage(prompt_tokens, sum(c.tokens for c in choices), sum(cached))
+
+    async with aclosing(updates(serving, prompts, params)) as news:
+        async for update in news:
+            if update is None:
+                yield Event(next(i for i, c in enumerate(choices) if not c.finished), usage())
+                continue
+            cached[update.prompt] = update.output.num_cached_tokens
+            for delta in update.output.deltas:
+                index = update.prompt * params.n + delta.index
+                parts, finish_reason = choices[index].take(delta)
+                yield Event(index, usage(), parts, delta.logprobs, finish_reason, delta.stop_reason)
+
+
+class _Choice:
+    """One choice's parser, and what is counted of it."""
+
+    def __init__(self, parser: OutputParser) -> None:
+        self.tokens = 0
+        self.finished = False
+        self._parser = parser
+        self._called = False
+
+    def take(self, delta: ChoiceDelta) -> tuple[tuple[Part, ...], FinishReason | None]:
+        parts = self._parser.feed(delta.text) if delta.text else []
+        self.tokens += len(delta.token_ids)
+        self.finished = delta.finish_reason is not None
+        if self.finished:
+            parts = [*parts, *self._parser.finish()]
+        self._called = self._called or any(isinstance(part, ToolCallBegin) for part in parts)
+        if delta.finish_reason == "length":
+            return tuple(parts), "length"  # also of calls: the last one's arguments may be incomplete
+        return tuple(parts), ("tool_calls" if self._called else "stop") if self.finished else None
+
+
+async def fold_events(events: AsyncIterator[Event]) -> tuple[list[Answer], Usage]:
+    """The choices of an answer in order, and what it took: the stream, folded."""
+    by_choice: dict[int, list[Event]] = {}
+    usage = Usage(0)
+    async for event in events:
+        usage = event.usage
+        by_choice.setdefault(event.choice, []).append(event)
+    return [_answer(by_choice[index]) for index in sorted(by_choice)], usage
+
+
+def _answer(events: list[Event]) -> Answer:
+    last = events[-1]
+    assert last.finish_reason is not None, "a choice's last event says why it ended"
+    asked = any(event.logprobs is not None for event in events)
+    return Answer(
+        fold_parts(part for event in events for part in event.parts),
+        tuple(p for event in events for p in event.logprobs or ()) if asked else None,
+        last.finish_reason,
+        last.stop_reason,
+    )
+
+
+async def _whole(news: AsyncGenerator[Event, None], reply: Reply) -> dict[str, Any]:
+    async with aclosing(news):
+        return reply.whole(*await fold_events(news))
+
+
+async def _resumed(first: Event, news: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    yield first
+    async for event in news:
+        yield event
+
+
+async def _guarded(reply: Reply, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    try:
+        async for data in reply.stream(events):
+            yield data
+    except Exception as error:  # the status has been sent; what is left is to say it in the stream
+        if not isinstance(error, LLMServeError):
+            logger.exception("a stream failed")
+        yield reply.failure(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The engine's news of one of a request's prompts."""
+
+    prompt: int
+    output: RequestOutput
 
 
 async def updates(
@@ -170,58 +271,3 @@ def _check_honest(output: RequestOutput) -> None:
             raise EngineError("The request was aborted because the server is shutting down.")
         if delta.finish_reason == "error":
             raise LLMServeError(delta.error or "The model failed on this request.")
-
-
-async def _resumed(first: Update | None, news: AsyncGenerator[Update | None, None]) -> AsyncIterator[Update | None]:
-    yield first
-    async for update in news:
-        yield update
-
-
-async def _collected(news: AsyncGenerator[Update | None, None], reply: Reply, tally: Tally, n: int) -> dict[str, Any]:
-    """The body of an answer that is not streamed: the stream, folded."""
-    outputs: dict[int, list[RequestOutput]] = {}
-    async with aclosing(news):
-        async for update in news:
-            if update is not None:
-                tally.add(update)
-                outputs.setdefault(update.prompt, []).append(update.output)
-    deltas = {prompt * n + delta.index: delta for prompt, its in outputs.items() for delta in fold(its).deltas}
-    return reply.body([reply.whole(index, deltas[index]) for index in sorted(deltas)], usage=tally.usage())
-
-
-async def _chunks(
-    news: AsyncIterator[Update | None], reply: Reply, tally: Tally, choices: int, n: int, include_usage: bool
-) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a streamed answer, the opening of choice 0 first: the clients index by arrival."""
-    unfinished = set(range(choices))
-    for index in range(choices):
-        opening = reply.opening(index)
-        if opening is not None:
-            yield reply.chunk(opening)
-    async for update in news:
-        if update is None:
-            yield reply.chunk(reply.piece(min(unfinished), ChoiceDelta(0, (), "")))
-            continue
-        tally.add(update)
-        for delta in update.output.deltas:
-            index = update.prompt * n + delta.index
-            if delta.text or delta.logprobs:
-                yield reply.chunk(reply.piece(index, delta))
-            if delta.finish_reason is not None:
-                unfinished.discard(index)
-                yield reply.chunk(reply.ending(index, delta))
-    if include_usage:
-        yield reply.chunk(usage=tally.usage())
-
-
-async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in chunks:
-            yield event(chunk)
-    except Exception as error:  # the status has been sent; what is left is to say it in the stream
-        status, body, _ = describe(error)
-        if not isinstance(error, LLMServeError):
-            logger.exception("a stream failed")
-        yield event({"error": {**body["error"], "code": body["error"]["code"] or status}})
-    yield DONE
