@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from .engine.executor import LocalExecutor
 from .engine.loading import load_core, scheduler_config
 from .engine.scheduler import ScheduledSequence
 from .engine.sequence import Request
-from .errors import ContextLengthError, RequestError
+from .errors import ContextLengthError, EngineError, RequestError
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
@@ -103,32 +103,34 @@ class LLM:
         ids = [self._encode(prompt) for prompt in many]
         names = [f"generate-{next(self._ids)}" for _ in many]
         news: dict[str, list[RequestOutput]] = {name: [] for name in names}
-        try:
-            for name, tokens, its in zip(names, ids, each, strict=True):
-                self._core.add_request(name, tokens, its)
-            while self._core.has_work():
-                for output in self._core.step():
-                    news[output.request_id].append(output)
-        finally:
-            for name in names:
-                self._core.abort(name)
+        for output in self._run(names, ids, each):
+            news[output.request_id].append(output)
         return [_result(tokens, fold(news[name])) for name, tokens in zip(names, ids, strict=True)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """One prompt, step by step. Closing the iterator ends the request."""
-        name = f"stream-{next(self._ids)}"
-        self._core.add_request(name, self._encode(prompt), params or self.default_params)
-        try:
-            while self._core.has_work():
-                yield from self._core.step()
-        finally:
-            self._core.abort(name)
+        names = [f"stream-{next(self._ids)}"]
+        yield from self._run(names, [self._encode(prompt)], [params or self.default_params])
 
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Iterator[str]:
         """The assistant's next message, in pieces of text."""
         text = self.chat_template.render([dict(m) for m in messages])
         for output in self.stream(self.tokenizer.encode(text, add_special_tokens=False), params):
             yield "".join(delta.text for delta in output.deltas)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Literal["mean", "last"] = "mean"
+    ) -> npt.NDArray[np.float32]:
+        """A vector of unit length for each prompt, from the model's normed hidden states: float32 [prompts, hidden]."""
+        many, params = _many(prompts), SamplingParams(pooling=pooling)
+        vectors: dict[str, bytes] = {}
+        names = [f"embed-{next(self._ids)}" for _ in many]
+        for output in self._run(names, [self._encode(prompt) for prompt in many], [params] * len(many)):
+            for delta in output.deltas:
+                if delta.vector is None:
+                    raise EngineError(delta.error or "A prompt was not pooled.")
+                vectors[output.request_id] = delta.vector
+        return np.stack([np.frombuffer(vectors[name], "<f4") for name in names])
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """What the model says after each of `token_ids`: float32 [T, vocab]. For evaluation and tests."""
@@ -150,6 +152,17 @@ class LLM:
         finally:
             pool.release(pages)
         return out
+
+    def _run(self, names: list[str], ids: list[list[int]], params: Sequence[SamplingParams]) -> Iterator[RequestOutput]:
+        """Queue these requests and step until they are done; whoever stops listening ends them."""
+        try:
+            for name, tokens, its in zip(names, ids, params, strict=True):
+                self._core.add_request(name, tokens, its)
+            while self._core.has_work():
+                yield from self._core.step()
+        finally:
+            for name in names:
+                self._core.abort(name)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]

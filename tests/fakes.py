@@ -7,10 +7,11 @@ tables; its next token is a hash of what it read. `run_alone` says, without any 
 from __future__ import annotations
 
 import codecs
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmserve.engine import EngineCore, SampledToken, SamplingParams, SchedulerConfig
+from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig
 from llmserve.engine.scheduler import SchedulerOutput
 from llmserve.errors import EngineError
 
@@ -25,6 +26,13 @@ def next_token(state: int, seed: int, params: SamplingParams, vocab_size: int) -
     """The token after a context whose prefix hash is `state`."""
     drawn = _mix(state, 0 if params.greedy else seed & _MASK)
     return (drawn >> 17) % vocab_size
+
+
+def pooled(token_ids: Sequence[int]) -> bytes:
+    """The vector of these tokens: where each of the ids modulo 8 lies, their mean, and of unit length."""
+    counts = [sum(token % 8 == i for token in token_ids) for i in range(8)]
+    length = sum(count**2 for count in counts) ** 0.5
+    return struct.pack("<8f", *(count / length for count in counts))
 
 
 @dataclass
@@ -46,8 +54,9 @@ class FakeExecutor:
 
     def __post_init__(self) -> None:
         self.slots: list[int | None] = [None] * (self.num_pages * self.page_size)
+        self.sums: dict[int, list[int]] = {}  # of prompts that are pooled, as far as they have come
 
-    def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | EngineError]:
+    def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | Pooled | EngineError]:
         self.steps += 1
         if self.die_after is not None and self.steps > self.die_after:
             raise RuntimeError("the device fell off the bus")
@@ -55,7 +64,7 @@ class FakeExecutor:
         self.max_tokens_seen = max(self.max_tokens_seen, sum(s.num_tokens for s in plan.scheduled))
         size, slots = self.page_size, self.slots
         written: set[int] = set()
-        result: dict[int, SampledToken | EngineError] = {}
+        result: dict[int, SampledToken | Pooled | EngineError] = {}
         for item in plan.scheduled:
             sequence = item.sequence
             start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + item.num_tokens
@@ -70,11 +79,17 @@ class FakeExecutor:
                     written.add(slot)
                     slots[slot] = state
                 assert slots[slot] == state, f"position {position} of sequence {sequence.seq_id} reads another's memory"
+            params = sequence.request.params
+            if params.pooling is not None:
+                read = self.sums[sequence.seq_id] = [] if start == 0 else self.sums.get(sequence.seq_id, [])
+                read += sequence.token_ids[start:end] if params.needs_every_position else ()
             if end == len(sequence.token_ids):
                 if end == self.nan_at:
                     result[sequence.seq_id] = EngineError("the logits are not finite")
+                elif params.pooling is not None:
+                    result[sequence.seq_id] = Pooled(pooled(self.sums.pop(sequence.seq_id) or [sequence.token_ids[-1]]))
                 else:
-                    token = next_token(state, sequence.seed, sequence.request.params, self.vocab_size)
+                    token = next_token(state, sequence.seed, params, self.vocab_size)
                     result[sequence.seq_id] = SampledToken(token)
         return result
 

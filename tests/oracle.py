@@ -42,6 +42,11 @@ class Oracle:
 
     def logits(self, token_ids: list[int]) -> np.ndarray:
         """float64 [T, vocab] for a text computed in one go."""
+        tied = self.config.tie_word_embeddings
+        return self.linear(self.hidden(token_ids), "model.embed_tokens" if tied else "lm_head")
+
+    def hidden(self, token_ids: list[int]) -> np.ndarray:
+        """Normed hidden states, float64 [T, hidden]."""
         c, n = self.config, len(token_ids)
         cos, sin = (t.astype(np.float64)[:, None] for t in rope.tables(c, c.max_position_embeddings))
         cos, sin = cos[:n], sin[:n]
@@ -72,4 +77,4 @@ class Oracle:
                 self.linear(self.norm(x, f"{layer}.post_attention_layernorm"), f"{layer}.mlp.gate_up_proj"), 2, -1
             )
             x = x + self.linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj")
-        return self.linear(self.norm(x, "model.norm"), "model.embed_tokens" if c.tie_word_embeddings else "lm_head")
+        return self.norm(x, "model.norm")

@@ -10,6 +10,8 @@ import pytest
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
+from llmserve.engine.scheduler import ScheduledSequence
+from llmserve.engine.sequence import Request
 from llmserve.models.base import families
 from llmserve.quant.group import GroupFormat
 from llmserve.quant.scheme import SCHEMES
@@ -56,6 +58,51 @@ def test_float32_equals_transformers(family, load, checkpoint):
     assert np.abs(llm.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()
     [result] = llm.generate([ids[:20]], GREEDY)
     assert list(result.outputs[0].token_ids) == text[20:].tolist()
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("family", families())
+def test_embeddings_equal_transformers(family, load, checkpoint):
+    """Pooled last hidden states of texts shorter and longer than a step takes, to 1e-5 of their unit length: ten times
+    what float32 sums in another order were seen to differ by."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoModel.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
+    texts = [random_ids(0, 1), random_ids(1, 100), random_ids(2, 17)]
+    chunked = LLM(checkpoint(family), quant="f32", num_pages=32, max_num_seqs=8, max_num_batched_tokens=24)
+    for pooling in ("mean", "last"):
+        with torch.no_grad():
+            states = [reference(torch.tensor([ids])).last_hidden_state[0].numpy() for ids in texts]
+        pooled = np.stack([s.mean(0) if pooling == "mean" else s[-1] for s in states])
+        expected = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        for llm in (load(family, "f32"), chunked):
+            for _ in range(2):  # the second time with the prefix cache warm
+                np.testing.assert_allclose(llm.embed(texts, pooling), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4"])
+def test_embeddings_equal_the_oracle(quant, load, checkpoint):
+    """float32 to 1e-5; with activations rounded to 8 bits most texts to 1e-2, see the test of schemes for the rest."""
+    build = Build(str(checkpoint("llama")), quant=quant)
+    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    texts = [random_ids(seed, 5) for seed in range(12)]
+    states = np.stack([oracle.hidden(ids).mean(0) for ids in texts])
+    expected = states / np.linalg.norm(states, axis=1, keepdims=True)
+    errors = np.abs(load("llama", quant).embed(texts) - expected).max(axis=1)
+    assert max(errors) <= (3e-2 if quant == "q4" else 1e-5) and np.median(errors) <= 1e-2
+
+
+def test_head_of_hidden_states_is_the_logits(load):
+    """`hidden` and `head` are `step` in two calls, for as many rows as there are tokens."""
+    llm, ids = load("qwen3", "q4"), random_ids(3, 40)
+    expected = llm.logits(ids)
+    request = Request("hidden", ids, SamplingParams(), -1)
+    sequence = request.sequences[0]
+    sequence.pages = list(range(3))  # nobody else is served
+    states = llm._runner.hidden([ScheduledSequence(sequence, len(ids))], np.arange(len(ids), dtype=np.int32))
+    heads = [llm._runner.head(states[at : at + 16]).copy() for at in range(0, len(ids), 16)]
+    np.testing.assert_allclose(np.concatenate(heads), expected, atol=2e-2 * np.abs(expected).max())
+    assert (np.concatenate(heads).argmax(-1) == expected.argmax(-1)).mean() >= 0.95
 
 
 def worst(storage: GroupFormat | str) -> float:

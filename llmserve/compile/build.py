@@ -249,7 +249,8 @@ class Build:
         with using(self.kernels):
             module, names = self.model.export_tvm(self.model.spec())
         limits = self.limits
-        bounds = {"num_tokens": limits.max_num_batched_tokens, "num_logits": limits.max_num_seqs}
+        tokens = limits.max_num_batched_tokens
+        bounds = {"num_tokens": tokens, "num_rows": tokens, "num_logits": limits.max_num_seqs}
         self.notify("compile", f"for {self.kernels.name}", None)
         executable = compile_module(module, self.target, bounds)
         self.notify("compile", "linking", None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
-from .output import ChoiceDelta, FinishReason, RequestOutput, SampledToken, TokenLogprob, fold
+from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, TokenLogprob, fold
 from .sampling_params import SamplingParams
 from .scheduler import SchedulerConfig
 
@@ -18,6 +18,7 @@ __all__ = [
     "EngineStats",
     "Executor",
     "FinishReason",
+    "Pooled",
     "RequestOutput",
     "SampledToken",
     "SamplingParams",

@@ -11,7 +11,7 @@ from typing import Protocol, get_args
 
 from ..errors import ConfigError, RequestError
 from .detokenize import Detokenizer, Tokenizer
-from .output import ChoiceDelta, FinishReason, RequestOutput, SampledToken
+from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken
 from .sampling_params import SamplingParams
 from .scheduler import Sampled, Scheduler, SchedulerConfig, SchedulerOutput
 from .sequence import Request, Sequence
@@ -32,7 +32,8 @@ class Executor(Protocol):
     vocab_size: int
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
-        """Compute a plan (never an empty one). Maps seq_id → token, or → why there is none, for all that sample.
+        """Compute a plan (never an empty one). Maps seq_id → token or vector, or → why there is none, for all that
+        sample: those whose last known token is in the plan.
 
         An exception means that the engine as a whole cannot go on.
         """
@@ -153,10 +154,10 @@ class EngineCore:
     def close(self) -> None:
         self.executor.close()
 
-    def _emit(self, news: Iterable[tuple[Sequence, SampledToken | None]]) -> list[RequestOutput]:
+    def _emit(self, news: Iterable[tuple[Sequence, SampledToken | Pooled | None]]) -> list[RequestOutput]:
         deltas: dict[Request, list[ChoiceDelta]] = {}
-        for sequence, token in news:
-            deltas.setdefault(sequence.request, []).append(self._delta(sequence, token))
+        for sequence, result in news:
+            deltas.setdefault(sequence.request, []).append(self._delta(sequence, result))
         return [
             RequestOutput(
                 request_id=request.request_id,
@@ -168,8 +169,9 @@ class EngineCore:
             for request, its in deltas.items()
         ]
 
-    def _delta(self, sequence: Sequence, token: SampledToken | None) -> ChoiceDelta:
+    def _delta(self, sequence: Sequence, result: SampledToken | Pooled | None) -> ChoiceDelta:
         text, words = "", self._texts.get(sequence.seq_id)
+        token = result if isinstance(result, SampledToken) else None
         if words is not None:
             if token is not None and sequence.finish_reason != "stop":  # a token that stops is not part of the text
                 text = words.push(token.token_id)
@@ -189,4 +191,5 @@ class EngineCore:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             error=sequence.error,
+            vector=result.vector if isinstance(result, Pooled) else None,
         )

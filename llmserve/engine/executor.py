@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from ..compile.compiled import CompiledModel
 from .model_runner import ModelRunner
+from .pooler import Pooler, wanted_rows
 from .sampler import Sampler
 from .scheduler import Sampled, SchedulerOutput
 
@@ -26,12 +27,21 @@ class LocalExecutor:
         self.vocab_size = model.interface.vocab_size
         self.runner = ModelRunner(model, num_pages, num_threads)
         self._sampler = Sampler(eos_token_ids, self.runner.draw)
+        self._pooler = Pooler()
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
-        logits = self.runner.logits(plan.scheduled)
-        sampling = [item.sequence for item in plan.scheduled if item.samples]
-        tokens = self._sampler.sample(logits, sampling)
-        return {sequence.seq_id: token for sequence, token in zip(sampling, tokens, strict=True)}
+        self._pooler.forget(plan.finished)
+        pooled = [item for item in plan.scheduled if item.sequence.request.params.pooling]
+        others = [item for item in plan.scheduled if not item.sequence.request.params.pooling]
+        results: dict[int, Sampled] = {}
+        if others:
+            logits = self.runner.logits(others)
+            sampling = [item.sequence for item in others if item.samples]
+            tokens = self._sampler.sample(logits, sampling)
+            results = {sequence.seq_id: token for sequence, token in zip(sampling, tokens, strict=True)}
+        if pooled:  # a call of its own: it returns rows by the hundred, and needs no logits of them
+            results |= self._pooler.pool(pooled, self.runner.hidden(pooled, wanted_rows(pooled)))
+        return results
 
     def close(self) -> None:
         del self.runner

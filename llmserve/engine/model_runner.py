@@ -35,7 +35,8 @@ class ModelRunner:
         self._tensor = tvm.runtime.from_dlpack
         device = tvm.device(model.interface.device)
         self._vm = VirtualMachine(tvm.runtime.load_module(str(model.library / LIBRARY_FILE)), device)
-        self._step, self._sample = self._vm["step"], self._vm["sample"]
+        self._step, self._hidden, self._head = self._vm["step"], self._vm["hidden"], self._vm["head"]
+        self._sample = self._vm["sample"]
         arrays = load_params(model.params)
         # As FFI arrays: a list would be converted at every call.
         self._params = tvm_ffi.convert([self._tensor(arrays[name]) for name in model.interface.params])
@@ -53,6 +54,32 @@ class ModelRunner:
         Returns float32 [R, vocab], valid until the next call: one row for each scheduled sequence that samples, in
         order, or for each of `rows` (int32 [R], indices into the step's flattened tokens) if given.
         """
+        indices, last = self._flatten(plan)
+        wanted = last if rows is None else rows
+        # Nobody samples in a pure prefill chunk; one row keeps the shapes non-empty, and its logits are dropped.
+        asked = wanted if len(wanted) else [0]
+        out = self._logits[: len(asked)]
+        self._step(*self._pack(*indices, asked), *self._rope, self._tensor(out), self.pages, self._params)
+        logits: npt.NDArray[np.float32] = out[: len(wanted)]
+        return logits
+
+    def hidden(self, plan: Items[ScheduledSequence], rows: Ints | None = None) -> npt.NDArray[np.floating]:
+        """Compute a plan as `logits` does, and return normed hidden states [R, hidden] instead, in the dtype of
+        activations. `rows` may be any of the step's tokens; there is no other limit to their number."""
+        indices, last = self._flatten(plan)
+        wanted = last if rows is None else rows
+        asked = wanted if len(wanted) else [0]
+        states = self._hidden(*self._pack(*indices, asked), *self._rope, self.pages, self._params).numpy()
+        return states[: len(wanted)]  # type: ignore[no-any-return]
+
+    def head(self, hidden: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Logits float32 [R, vocab] of hidden states [R, hidden]; R at most max_num_seqs. Valid until the next call."""
+        out: npt.NDArray[np.float32] = self._logits[: len(hidden)]
+        self._head(self._tensor(_aligned(hidden)), self._tensor(out), self._params)
+        return out
+
+    def _flatten(self, plan: Items[ScheduledSequence]) -> tuple[list[Items[int]], list[int]]:
+        """The step's index arrays, less the wanted rows; and the last row of each sequence that samples."""
         size, tile = self.interface.page_size, self.interface.query_tile
         token_ids: list[int] = []
         positions: list[int] = []
@@ -72,14 +99,7 @@ class ModelRunner:
             tiles += [(index, row + t, min(tile, count - t)) for t in range(0, count, tile)]
             if item.samples:
                 last.append(row + count - 1)
-        wanted = last if rows is None else rows
-        # Nobody samples in a pure prefill chunk; one row keeps the shapes non-empty, and its logits are dropped.
-        asked = wanted if len(wanted) else [0]
-        out = self._logits[: len(asked)]
-        arrays = self._pack(token_ids, positions, slots, *zip(*tiles, strict=True), indptr, values, asked)
-        self._step(*arrays, *self._rope, self._tensor(out), self.pages, self._params)
-        logits: npt.NDArray[np.float32] = out[: len(wanted)]
-        return logits
+        return [token_ids, positions, slots, *zip(*tiles, strict=True), indptr, values], last
 
     def draw(
         self, rows: npt.NDArray[np.float32], params: Items[SamplingParams], uniforms: Items[float]

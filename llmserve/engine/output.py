@@ -27,12 +27,20 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """What the executor made of a prompt that is pooled: its vector of unit length, as little-endian float32."""
+
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     """What one step added to one choice of a request.
 
     `text` may be empty while a character or a possible stop string is incomplete; `token_ids` and `logprobs` are
     those of this delta alone. `stop_reason` is the stop string or stop token id that ended the choice, if one did (None
-    at the model's own end of sequence); `error` says why, where `finish_reason` is "error".
+    at the model's own end of sequence); `error` says why, where `finish_reason` is "error". `vector` is what a request
+    that pools gets instead of tokens, once: little-endian float32.
     """
 
     index: int
@@ -42,6 +50,7 @@ class ChoiceDelta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    vector: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +93,5 @@ def _join(deltas: list[ChoiceDelta]) -> ChoiceDelta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         error=last.error,
+        vector=last.vector,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..errors import RequestError
 
@@ -32,6 +33,8 @@ class SamplingParams:
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
         skip_special_tokens: leave special tokens out of the text.
+        pooling: choose no token at all; the answer is one vector of unit length, in the direction of the mean of the
+            prompt's normed hidden states or of the last of them.
     """
 
     max_tokens: int | None = None
@@ -51,6 +54,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     skip_special_tokens: bool = True
+    pooling: Literal["mean", "last"] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -81,6 +85,8 @@ class SamplingParams:
             )
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"at most {MAX_STOP_STRINGS} stop strings, got {len(self.stop)}.", param="stop")
+        if self.pooling is not None and self.n != 1:
+            raise RequestError(f"A prompt is pooled once, so n must be 1, got {self.n}.", param="n")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0 or not -100.0 <= bias <= 100.0:
                 raise RequestError(
@@ -91,6 +97,11 @@ class SamplingParams:
         value = getattr(self, name)
         if not low <= value <= high:  # also refuses NaN
             raise RequestError(f"{name} must be between {low:g} and {high:g}, got {value}.", param=name)
+
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether the model must compute the whole prompt, what the prefix cache knows of it included."""
+        return self.pooling == "mean"
 
     @property
     def greedy(self) -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..errors import ConfigError, ContextLengthError, EngineError, QueueFullError, RequestError
-from .output import FinishReason, SampledToken
+from .output import FinishReason, Pooled, SampledToken
 from .page_pool import PagePool
 from .prefix_cache import ROOT, PrefixCache
 from .sequence import Request, Sequence, Status
 
-Sampled = SampledToken | EngineError
-"""What the executor reports for a sequence: its token, or why there is none (the sequence ends, the engine goes on)."""
+Sampled = SampledToken | Pooled | EngineError
+"""What the executor reports for a sequence: its token or vector, or why there is none (only the sequence ends)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Scheduler:
         length, config = len(request.prompt_ids), self.config
         if length == 0:
             raise RequestError("The prompt must not be empty.", param="messages")
-        if length >= self.max_model_len:
+        if length + (request.params.pooling is None) > self.max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, your messages resulted "
                 f"in {length} tokens, which leaves no room for an answer. Please reduce the length of the messages."
@@ -160,9 +160,9 @@ class Scheduler:
 
     def update(
         self, plan: SchedulerOutput, sampled: Mapping[int, Sampled]
-    ) -> list[tuple[Sequence, SampledToken | None]]:
-        """Book an executed plan; return the sequences that it added a token to, or that it failed (with None)."""
-        news: list[tuple[Sequence, SampledToken | None]] = []
+    ) -> list[tuple[Sequence, SampledToken | Pooled | None]]:
+        """Book an executed plan; return the sequences that got a token or vector, or that it failed (with None)."""
+        news: list[tuple[Sequence, SampledToken | Pooled | None]] = []
         for item in plan.scheduled:
             sequence = item.sequence
             result = sampled[sequence.seq_id] if item.samples else None
@@ -172,9 +172,12 @@ class Scheduler:
                 continue
             sequence.num_computed_tokens += item.num_tokens
             self._index_pages(sequence)
-            if result is not None:
+            if isinstance(result, Pooled):
+                self.finish(sequence, "stop")
+            elif result is not None:
                 sequence.token_ids.append(result.token_id)
                 self._check_end(sequence, result.token_id)
+            if result is not None:
                 news.append((sequence, result))
         return news
 
@@ -228,7 +231,8 @@ class Scheduler:
         """Take pages for all tokens known so far, so that a prompt once begun cannot run out of them."""
         if self._misfit[0] == sequence.seq_id and self.pool.num_available <= self._misfit[1]:
             return False  # spares a long prompt its look-up in each step that it waits
-        found, node = self.cache.acquire(sequence.token_ids) if self.config.prefix_caching else ([], ROOT)
+        skips = self.config.prefix_caching and not sequence.request.params.needs_every_position
+        found, node = self.cache.acquire(sequence.token_ids) if skips else ([], ROOT)
         missing = -(-len(sequence.token_ids) // self.config.page_size) - len(found)
         # One spare page for each that runs, or the newcomer would be thrown out as soon as they grow.
         fresh = self.pool.allocate(missing) if missing + len(self.running) <= self.pool.num_available else None

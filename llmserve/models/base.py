@@ -39,7 +39,7 @@ class Family:
 
 
 class CausalLM(nn.Module):
-    """Embedding, layers, norm and head; `step` and `sample` are the functions that the engine calls."""
+    """Embedding, layers, norm and head. The engine calls `step`, `hidden`, `head` and `sample`."""
 
     def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
         self.config = config
@@ -81,9 +81,34 @@ class CausalLM(nn.Module):
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
         )
-        hidden = self.model(batch, pages)
-        head = self.model.embed_tokens.project if self.config.tie_word_embeddings else self.lm_head
-        return head(hidden, logits)
+        return self.head(self.model(batch, pages), logits)
+
+    def hidden(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        tile_seq: Tensor,
+        tile_row: Tensor,
+        tile_rows: Tensor,
+        page_indptr: Tensor,
+        page_values: Tensor,
+        rows: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        pages: list[Tensor],
+    ) -> Tensor:
+        """A step without the head: the normed hidden states [R, hidden] of `rows`, of which there may be as many as
+        tokens. Arguments otherwise as in `step`."""
+        batch = Batch(
+            token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, rows, cos, sin
+        )
+        return self.model(batch, pages)
+
+    def head(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """Normed hidden states [R, hidden] → logits float32 [R, vocab], written and returned."""
+        project = self.model.embed_tokens.project if self.config.tie_word_embeddings else self.lm_head
+        return project(hidden, logits)
 
     def sample(
         self,
@@ -106,7 +131,8 @@ class CausalLM(nn.Module):
 
         attention = self.attention_shape
         page_shape = active().page_tensor(attention, "num_pages")
-        method = {
+        packed = {"param_mode": "packed", "effect_mode": "none"}
+        step = {
             **{name: int32("num_tokens") for name in ("token_ids", "positions", "slots")},
             **{name: int32("num_tiles") for name in ("tile_seq", "tile_row", "tile_rows")},
             "page_indptr": int32("num_indptr"),
@@ -115,16 +141,27 @@ class CausalLM(nn.Module):
             **{name: nn.spec.Tensor(["table", config.head_dim // 2], "float32") for name in ("cos", "sin")},
             "logits": nn.spec.Tensor(["num_logits", config.vocab_size], "float32"),
             "pages": [nn.spec.Tensor(list(page_shape), attention.page_dtype) for _ in range(config.num_layers)],
-            "$": {"param_mode": "packed", "effect_mode": "none"},
+            "$": packed,
+        }
+        # In the order of the methods' arguments.
+        hidden = {
+            "rows" if name == "logit_rows" else name: int32("num_rows") if name == "logit_rows" else spec
+            for name, spec in step.items()
+            if name != "logits"
+        }
+        head = {
+            "hidden": nn.spec.Tensor(["num_logits", config.hidden_size], active().compute_dtype),
+            "logits": step["logits"],
+            "$": packed,
         }
         rows = {name: nn.spec.Tensor(["num_logits"], "float32") for name in Draw.__dataclass_fields__}
         sample = {
-            "logits": method["logits"],
+            "logits": step["logits"],
             **rows,
             "top_k": int32("num_logits"),
             "$": {"param_mode": "none", "effect_mode": "none"},
         }
-        return nn.spec.ModuleSpec.from_raw({"step": method, "sample": sample}, self)
+        return nn.spec.ModuleSpec.from_raw({"step": step, "hidden": hidden, "head": head, "sample": sample}, self)
 
 
 def families() -> list[str]:
