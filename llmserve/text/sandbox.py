@@ -1,17 +1,15 @@
 """Jinja as chat templates are written for it, with a bound on work and memory.
 
 A template comes out of a checkpoint that someone else made, and meets text that someone else sent. It gets Jinja's
-immutable sandbox with the filters and functions that transformers gives, and two limits that Jinja lacks: turns of
-loops and calls of macros are counted, and no operation may build a text above a size.
+immutable sandbox with the filters and functions that transformers gives, and the limits of `bounds.py`: at each place
+where a template can make a text, a number or a container, what it makes is checked.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -21,15 +19,11 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_STEPS = 300_000
-MAX_CHARS = 1 << 26
-MAX_WIDTH = 1000  # of a padded or indented field
-
-_steps: ContextVar[int] = ContextVar("steps")
+from . import bounds
 
 
 class _Bounds(jinja2.ext.Extension):
-    """Counts steps, checks concatenations, and lets `{% generation %}` (a mark for training) stand for its body."""
+    """Puts counts and checks into a template, and lets `{% generation %}` (a mark for training) stand for its body."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
 
@@ -38,118 +32,131 @@ class _Bounds(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def bound(self, template: nodes.Template) -> nodes.Template:
-        """Put a count into every loop and macro, and a check around every `~`."""
-        for node in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        """Put a count into whatever may run twice, and a check around whatever makes something without a call."""
+        for node in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)):
             node.body.insert(0, nodes.ExprStmt(self.call_method("count")))  # type: ignore[attr-defined]
-        _replace_concats(template, lambda concat: self.call_method("join", concat.nodes))
+        _swap(template, self._checked)
         return template
 
+    def _checked(self, node: Any) -> Any:
+        if isinstance(node, nodes.Concat):
+            return self.call_method("join", node.nodes)
+        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.NSRef):
+            node.node = self.call_method("assigned", [node.node])  # type: ignore[list-item]
+        # A target of an assignment is a tuple too; arguments beyond a macro's own become one.
+        literal = isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
+        rest = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
+        return self.call_method("made", [node]) if literal or rest else node
+
     def count(self) -> None:
-        _steps.set(left := _steps.get(MAX_STEPS) - 1)
-        if left < 0:
-            raise SecurityError(f"the template loops more than {MAX_STEPS} times")
+        bounds.step()
+
+    def made(self, value: Any) -> Any:
+        return bounds.made(value)
+
+    def assigned(self, value: Any) -> Any:
+        return bounds.assigned(value)
 
     def join(self, *values: object) -> str:
-        texts = [str(value) for value in values]
-        _check_size(sum(map(len, texts)))
-        return "".join(texts)
+        bounds.weigh(values)
+        return str(bounds.made("".join(map(str, values))))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and isinstance(left, (str, list)) and isinstance(right, (str, list)):
-            _check_size(len(left) + len(right))
-        elif operator == "*":
+        if operator == "*":
             for sized, times in ((left, right), (right, left)):
                 if isinstance(sized, (str, list, tuple)) and isinstance(times, int):
-                    _check_size(len(sized) * times)
+                    bounds.weigh(sized, max(times, 0))
+        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+            bounds.check_size(len(left) + len(right))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_size(left.bit_length() * abs(right))
+            bounds.check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            _check_widths(left)
-        return super().call_binop(context, operator, left, right)
+            bounds.check_format(left, right)
+        return bounds.made(super().call_binop(context, operator, left, right))
 
     def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         owner = getattr(function, "__self__", None)
-        if isinstance(owner, str):
-            name = function.__name__
-            if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
-                _check_width(*args, *kwargs.values())
-            elif name == "replace":
-                _check_replace(owner, *args[:2])
-            elif name == "join":
-                _check_join(args[0], owner)
-        return super().call(context, function, *args, **kwargs)
+        if isinstance(owner, str) and (check := _METHOD_CHECKS.get(function.__name__)):
+            check(owner, *args, **kwargs)
+        return bounds.made(super().call(context, function, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         owner = getattr(value, "__self__", None)
-        if isinstance(owner, str) and value.__name__.startswith("format"):
-            _check_widths(owner)
-        return super().wrap_str_format(value)
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None or not isinstance(owner, str):
+            return wrapped
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            bounds.check_format(owner, [*args, kwargs])
+            return wrapped(*args, **kwargs)
+
+        return checked
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:  # type: ignore[override]
         """Joins what a template, macro or `{% set %}` block has put out."""
         kept, size = [], 0
         for part in parts:
-            _check_size(size := size + len(part))
+            bounds.check_size(size := size + len(part))
             kept.append(part)
-        return "".join(kept)
+        return str(bounds.made("".join(kept)))
 
 
-def _replace_concats(node: nodes.Node, checked: Callable[[nodes.Concat], nodes.Node]) -> None:
+def _swap(node: nodes.Node, swapped: Callable[[Any], Any]) -> None:
+    """Replace every node below this one, innermost first."""
     for field, value in node.iter_fields():
         children = value if isinstance(value, list) else [value]
         for child in children:
             if isinstance(child, nodes.Node):
-                _replace_concats(child, checked)
-        swapped = [checked(child) if isinstance(child, nodes.Concat) else child for child in children]
-        setattr(node, field, swapped if isinstance(value, list) else swapped[0])
+                _swap(child, swapped)
+        new = [swapped(child) if isinstance(child, nodes.Node) else child for child in children]
+        setattr(node, field, new if isinstance(value, list) else new[0])
 
 
-def _check_size(chars: int) -> None:
-    if chars > MAX_CHARS:
-        raise SecurityError(f"the template builds a text of more than {MAX_CHARS} characters")
+def _pad(text: str, *args: object, **kwargs: object) -> None:
+    bounds.check_width(*args, *kwargs.values())
 
 
-def _check_replace(text: str, old: str, new: str, *_: object) -> None:
-    _check_size(len(text) + text.count(old) * len(new))
+def _refuse(*_: object, **__: object) -> None:
+    raise SecurityError("the template translates a text character by character")
 
 
-def _check_join(parts: Iterable[object], separator: str = "", *_: object) -> None:
-    if isinstance(parts, (list, tuple)):
-        _check_size(sum(len(part) if isinstance(part, str) else 8 for part in parts) + len(separator) * len(parts))
+_METHOD_CHECKS: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill", "expandtabs"), _pad),
+    **dict.fromkeys(("split", "rsplit"), bounds.check_split),
+    "splitlines": bounds.check_words,
+    "replace": bounds.check_replace,
+    "join": lambda text, parts=(), *_: bounds.check_join(parts, text),
+    "translate": _refuse,  # a character may become any text
+}
+_FILTER_CHECKS: dict[str, Callable[..., None]] = {
+    "indent": bounds.check_indent,
+    "replace": bounds.check_replace,
+    "join": bounds.check_join,
+    **dict.fromkeys(("title", "striptags"), bounds.check_words),
+    **dict.fromkeys(("list", "batch", "slice", "sort", "unique", "groupby", "reverse"), bounds.check_characters),
+}
+_WITHHELD = ("center", "format", "wordwrap", "wordcount", "urlize", "xmlattr", "pprint")
 
 
-def _check_indent(text: str, width: int | str = 4, *_: object) -> None:
-    step = len(width) if isinstance(width, str) else width
-    _check_width(step)
-    _check_size(len(text) + step * text.count("\n"))
-
-
-def _checked(check: Callable[..., None], run: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is checked first. The wrapper keeps the marks by which Jinja passes an environment or context."""
+def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter or test with its checks. The wrapper keeps the marks by which Jinja passes an environment or context."""
+    check = _FILTER_CHECKS.get(name)
+    marked = hasattr(run, "jinja_pass_arg")
 
     @functools.wraps(run)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        marked = hasattr(run, "jinja_pass_arg")
-        check(*args[marked:], **kwargs)
-        return run(*args, **kwargs)
+        if name == "join" and len(args) > marked and not isinstance(args[marked], str):
+            args = (*args[:marked], list(args[marked]), *args[marked + 1 :])  # a generator has no size
+        if check is not None:
+            check(*args[marked:], **kwargs)
+        return bounds.made(run(*args, **kwargs))
 
     return checked
-
-
-def _check_width(*values: object) -> None:
-    if any(isinstance(value, int) and value > MAX_WIDTH for value in values):
-        raise SecurityError(f"the template pads a text to more than {MAX_WIDTH} characters")
-
-
-def _check_widths(pattern: str) -> None:
-    # A width can also be an argument, as in "%*d" or "{:{}}": those are refused whole.
-    if re.search(r"\d{4}", pattern) or re.search(r"%[^a-zA-Z%]*\*|\{[^}]*\{", pattern):
-        raise SecurityError("the template pads a text to a width that is too large or not written out")
 
 
 def _raise_exception(message: str) -> None:
@@ -157,7 +164,8 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
-    _check_widths(pattern)
+    bounds.check_widths(pattern)
+    bounds.check_words(pattern)
     return datetime.now().strftime(pattern)
 
 
@@ -169,18 +177,20 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes HTML, which a model has not seen in training.
-    _check_width(indent)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    bounds.check_width(indent, *map(len, separators or ()))
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, check_circular=False
+    )
+    # With an indent a short value can become a long text; in pieces, it is stopped on the way.
+    return encoder.encode(value) if indent is None else _Environment.concat(encoder.iterencode(value))
 
 
 def _environment() -> _Environment:
     env = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Bounds, jinja2.ext.loopcontrols])
     env.filters["tojson"] = _tojson
-    for unbounded in ("center", "format", "wordwrap", "urlize", "xmlattr", "pprint"):
-        del env.filters[unbounded]
-    checks: dict[str, Callable[..., None]] = {"indent": _check_indent, "replace": _check_replace, "join": _check_join}
-    for name, check in checks.items():
-        env.filters[name] = _checked(check, env.filters[name])
+    for withheld in _WITHHELD:
+        del env.filters[withheld]
+    env.filters.update({name: _checked(name, run) for name, run in env.filters.items()})
     env.globals.pop("lipsum")
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = _strftime_now
@@ -196,16 +206,13 @@ def compile_template(source: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateSyntaxError: the source is not Jinja, or uses a filter that is withheld.
     """
-    bounds: _Bounds = _ENVIRONMENT.extensions[_Bounds.identifier]  # type: ignore[assignment]
-    tree = bounds.bound(_ENVIRONMENT.parse(source))
+    extension: _Bounds = _ENVIRONMENT.extensions[_Bounds.identifier]  # type: ignore[assignment]
+    tree = extension.bound(_ENVIRONMENT.parse(source))
     code = _ENVIRONMENT.compile(tree)
     return _ENVIRONMENT.template_class.from_code(_ENVIRONMENT, code, dict(_ENVIRONMENT.globals))
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     """The template's text. Raises whatever the template's code raises; SecurityError when it passes a bound."""
-    token = _steps.set(MAX_STEPS)
-    try:
+    with bounds.budget():
         return _Environment.concat(template.generate(variables))
-    finally:
-        _steps.reset(token)

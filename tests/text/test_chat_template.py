@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmserve.errors import CheckpointError, RequestError
-from llmserve.text import sandbox
+from llmserve.text import bounds
 from llmserve.text.chat_template import ChatTemplate
 
 from . import samples, templates
@@ -136,16 +137,84 @@ def test_a_request_cannot_set_the_servers_variables(name: str) -> None:
         "{{ '{:{}}'.format(1, 1000000000) }}",
         "{{ 'x'.ljust(10**9) }}",
         "{{ 'x'|indent(10**9, true) }}",
+        # A container that holds another many times over, and whatever would print, compare or hash it.
+        "{% set ns = namespace(l=[]) %}{% for i in range(64) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[]) %}{% for i in range(64) %}{% set ns.l = (ns.l, ns.l) %}{% endfor %}{{ ns.l ~ 1 }}",
+        "{% set ns = namespace(l=1) %}{% for i in range(64) %}{% set ns.l = {1: ns.l, 2: ns.l} %}{% endfor %}"
+        "{{ ns.l | tojson }}",
+        "{% set ns = namespace(l=[]) %}{% for i in range(64) %}{% set ns.l = [ns.l] * 2 %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=1) %}{% for i in range(64) %}{% set ns.l = dict(a=ns.l, b=ns.l) %}{% endfor %}",
+        "{% set ns = namespace(l='ab') %}{% for i in range(64) %}{% set ns.l = ns.l|batch(1, ns.l)|list %}"
+        "{% set ns.l = ns.l|slice(1, ns.l)|list + ns.l %}{% endfor %}{{ ns.l }}",
+        "{% macro f(n) %}{{ f(n-1, varargs, varargs) if n else varargs }}{% endmacro %}{{ f(64) }}",
+        "{% set a = namespace() %}{% set b = namespace(x=a, y=a) %}{{ b }}",
+        "{% set a = namespace() %}{% set a.x = a %}{{ a }}",
+        "{% set ns = namespace(d=0) %}{% block a %}{% if ns.d < 60 %}{% set ns.d = ns.d + 1 %}{{ self.a() }}"
+        "{{ self.a() }}{% set ns.d = ns.d - 1 %}{% endif %}{% endblock %}",
+        # Many long texts at once, none of them too long.
+        "{{ (['x' * 1000000] * 1000)|map('upper')|list|length }}",
+        "{{ '{0}{0}{0}{0}{0}{0}{0}{0}'.format('x' * 10000000) }}",
+        "{{ '%s%s%s%s%s%s%s%s' % (('x' * 9999999,) * 8) }}",
+        "{{ ('x' * 99999).translate({120: 'y' * 99999}) }}",
+        "{{ ('x ' * 30000000).split()|length }}",
+        "{{ (',' * 30000000).split(',')|length }}",
+        "{{ ('x' * 30000000)|list|length }}",
+        "{{ [1, 2, 3]|join(d='x' * 60000000) }}",
+        "{{ range(99999)|map('string')|join('x' * 99999) }}",
+        "{{ ([[[[1] * 9] * 9] * 9] * 9)|tojson(indent=1000) * 9 }}",
+        # Numbers
+        "{% set ns = namespace(n=9) %}{% for i in range(64) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n % 7 }}",
+        "{{ ('f' * 99999)|int(base=16) // 3 }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
     ],
 )
 def test_bounds(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 10_000)  # for the time that the real one takes
+    monkeypatch.setattr(bounds, "MAX_STEPS", 10_000)  # for the time that the real one takes
     # The condition keeps the probes that look at a template's tastes from running into the bound.
     template = ChatTemplate("{% if bounded %}" + source + "{% endif %}")
     with pytest.raises(RequestError, match="chat template"):
         template.render([USER], variables={"bounded": True})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__code__ }}",
+        "{{ ''|attr('__class__') }}",
+        "{{ '{0.__class__.__mro__}'.format(1) }}",
+        "{{ [messages]|map(attribute='__class__')|list }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ namespace.__init__ }}",
+    ],
+)
+def test_no_attribute_leads_out(source: str) -> None:
+    try:
+        text = ChatTemplate(source).render([USER])
+    except RequestError:
+        return
+    assert text in ("", "[Undefined]"), text
+
+
+def test_a_template_that_only_takes_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    source = "{% set s = 'x' * 10000000 %}{% for i in range(99999) %}{% set y = s.count('y') %}{% endfor %}"
+    template = ChatTemplate("{% if bounded %}" + source + "{% endif %}")
+    begun = time.monotonic()
+    with pytest.raises(RequestError, match=r"more than .* seconds"):
+        template.render([USER], variables={"bounded": True})
+    assert time.monotonic() - begun < 5
+
+
+def test_containers_of_an_ordinary_size_are_within_bounds() -> None:
+    source = (
+        "{% set ns = namespace(all=[]) %}{% for m in messages %}{% set ns.all = ns.all + [m.content] %}{% endfor %}"
+        "{{ ns.all|length }} {{ {'a': (1, 2)} }} {{ [1, [2]]|tojson(indent=2) }} {{ ['a', 'b']|join(', ') }}"
+    )
+    assert ChatTemplate(source).render([USER] * 300).startswith("300 {'a': (1, 2)} [\n  1,\n")
 
 
 def test_long_conversations_are_within_bounds() -> None:
