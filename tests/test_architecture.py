@@ -77,7 +77,7 @@ LIBRARIES: dict[str, set[str]] = {
     "starlette": {"api"},
     "uvicorn": {"api"},
     "prometheus_client": {"api.metrics"},
-    "pydantic": {"config", "api.protocol"},
+    "pydantic": {"config", "api"},  # endpoints with bodies of their own check them where they are taken
     "typer": {"cli"},
     "rich": {"console"},
     "jinja2": {"text"},

@@ -97,7 +97,7 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
+def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
     text = serving.chat_template.render(
         [message.model_dump(exclude_unset=True) for message in body.messages],
         tools=body.tools,
@@ -114,7 +114,7 @@ async def chat_completions(body: ChatRequest, request: Request, serving: Serving
     serving.check_model(body.model)
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
-    ids = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
+    ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, body)))
     serving.check_prompt(ids, "messages")
     reply = ChatReply(serving, body.model, params.n, body.include_usage)
     return await respond(request, serving, reply, [ids], params, stream=bool(body.stream))

@@ -100,8 +100,7 @@ class Stopwatch:
 def _gauges(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "num_requests_running", "Sequences that are being computed.", stats.num_running
     yield "num_requests_waiting", "Sequences that wait for room.", stats.num_waiting
-    used = 1 - stats.num_available_pages / stats.num_pages if stats.num_pages else 0.0
-    yield "kv_cache_usage_perc", "Share of the KV cache that is held by sequences; 1 is all.", used
+    yield "kv_cache_usage_perc", "Share of the KV cache that is held by sequences; 1 is all.", stats.kv_cache_usage
 
 
 def _counters(stats: EngineStats) -> Iterator[tuple[str, str, int]]:

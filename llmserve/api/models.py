@@ -1,4 +1,4 @@
-"""What is served, and whether it lives: /v1/models, /health, /version."""
+"""What is served, whether it lives, and how busy it is: /v1/models, /health, /version, /load."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ async def health(serving: ServingDep) -> dict[str, str]:
     if not serving.engine.is_alive:
         raise EngineError(serving.engine.dead_reason or "The engine is not running.")
     return {"status": "ok"}
+
+
+@router.get("/load")
+async def load(serving: ServingDep) -> dict[str, float]:
+    """How busy the engine is: sequences, and the share of the KV cache that they hold; 1 is all."""
+    stats = serving.engine.stats()
+    return {
+        "server_load": stats.num_running + stats.num_waiting,
+        "running": stats.num_running,
+        "waiting": stats.num_waiting,
+        "kv_cache_usage": stats.kv_cache_usage,
+    }
 
 
 @router.get("/version")

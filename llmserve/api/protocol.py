@@ -67,6 +67,20 @@ _UNSUPPORTED = (
 )
 
 
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
+def one_or_many(prompts: Prompts, param: str) -> list[str | list[int]]:
+    """The prompts that a field holds, each a text or token ids. Raises RequestError for none, and for too many."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    if not 0 < len(prompts) <= _MAX_PROMPTS:
+        raise RequestError(f"{param} must hold 1 to {_MAX_PROMPTS} prompts, not {len(prompts)}.", param=param)
+    return list(prompts)  # type: ignore[arg-type]
+
+
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
@@ -174,7 +188,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0)
     best_of: int | None = None
@@ -191,13 +205,7 @@ class CompletionRequest(_Request):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        if not 0 < len(self.prompt) <= _MAX_PROMPTS:
-            raise RequestError(f"prompt must hold 1 to {_MAX_PROMPTS} prompts, not {len(self.prompt)}.", param="prompt")
-        return list(self.prompt)  # type: ignore[arg-type]
+        return one_or_many(self.prompt, "prompt")
 
     def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
         """What this request asks of sampling, over a model's defaults."""

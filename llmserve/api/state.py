@@ -74,18 +74,19 @@ class Serving:
         if name is not None and name not in (self.model.id, *self.model.aliases):
             raise ModelNotFoundError(f"The model {name!r} is not served here; {self.model.id!r} is.")
 
-    def check_prompt(self, ids: list[int], param: str) -> None:
-        """Refuse a prompt that is empty, has unknown tokens or leaves no room for an answer."""
+    def check_prompt(self, ids: list[int], param: str, *, answered: bool = True) -> None:
+        """Refuse a prompt that is empty, has unknown tokens or leaves no room for an answer, if one is to come."""
         if not ids:
             raise RequestError("The prompt is empty.", param=param)
         if not 0 <= min(ids) <= max(ids) < self.tokenizer.vocab_size:
             raise RequestError(
                 f"The prompt has token ids outside of 0 to {self.tokenizer.vocab_size - 1}.", param=param
             )
-        if len(ids) >= self.model.max_model_len:
+        if len(ids) + answered > self.model.max_model_len:
+            why = ", which leaves no room for an answer" if answered else ""
             raise ContextLengthError(
                 f"This model's maximum context length is {self.model.max_model_len} tokens, but the {param} came to "
-                f"{len(ids)}, which leaves no room for an answer. Please make the {param} shorter.",
+                f"{len(ids)}{why}. Please make the {param} shorter.",
                 param=param,
             )
 

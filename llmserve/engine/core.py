@@ -68,6 +68,11 @@ class EngineStats:
     num_preemptions: int
     finished: Mapping[str, int]
 
+    @property
+    def kv_cache_usage(self) -> float:
+        """The share of the pages that sequences hold."""
+        return 1 - self.num_available_pages / self.num_pages if self.num_pages else 0.0
+
 
 class EngineCore:
     """Requests in, outputs out, one step at a time."""

@@ -113,6 +113,10 @@ class Tokenizer:
             self._bytes[token_id] = known
         return known
 
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; empty for one that it does not have."""
+        return self._backend.id_to_token(token_id) or ""
+
     def stream(self, skip_special_tokens: bool = True, *, continues: bool = False) -> TokenStream:
         """Decode token by token. `continues` keeps the leading space that some tokenizers drop at a text's start."""
         hidden = self._special_ids if skip_special_tokens else frozenset()

@@ -16,7 +16,7 @@ import uvicorn
 from llmserve.api.app import create_app
 from llmserve.api.state import ServedModel
 from llmserve.config import ServerConfig
-from llmserve.engine import AsyncEngine, EngineCore, SampledToken, SchedulerConfig, TokenLogprob
+from llmserve.engine import AsyncEngine, EngineCore, Pooled, SampledToken, SchedulerConfig, TokenLogprob
 from llmserve.engine.scheduler import SchedulerOutput
 from llmserve.errors import EngineError
 from llmserve.text.chat_template import ChatTemplate
@@ -40,7 +40,7 @@ class Executor(FakeExecutor):
     vocab_size: int = 267
     step_seconds: float = 0.0
 
-    def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | EngineError]:
+    def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | Pooled | EngineError]:
         time.sleep(self.step_seconds)
         sampled = dict(super().execute(plan))
         for item in plan.scheduled:
