@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ..text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from .chunks import Choice, ChunkReply
-from .generation import Answer, Event, respond
+from .generation import Answer, Event, Reply, respond
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
 from .state import Serving, ServingDep
@@ -108,13 +108,17 @@ def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
     return serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
 
 
-@router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
-    """A chat's next message, whole or streamed."""
-    serving.check_model(body.model)
+async def answer(body: ChatRequest, request: Request, serving: Serving, reply: Reply) -> Response:
+    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats."""
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
     ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, body)))
     serving.check_prompt(ids, "messages")
-    reply = ChatReply(serving, body.model, params.n, body.include_usage)
     return await respond(request, serving, reply, [ids], params, stream=bool(body.stream))
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
+    """A chat's next message, whole or streamed."""
+    serving.check_model(body.model)
+    return await answer(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))

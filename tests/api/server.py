@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from llmserve.api.state import ServedModel
 from llmserve.config import ServerConfig
 from llmserve.engine import AsyncEngine, EngineCore, Pooled, SampledToken, SchedulerConfig, TokenLogprob
 from llmserve.engine.scheduler import SchedulerOutput
+from llmserve.engine.sequence import Sequence
 from llmserve.errors import EngineError
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
@@ -32,24 +33,38 @@ CONTEXT = 512
 
 @dataclass
 class Executor(FakeExecutor):
-    """The fake, at a chosen pace, with log-probabilities for requests that want them."""
+    """The fake, at a chosen pace, with log-probabilities for requests that want them.
+
+    `script` says what the model answers, from the text of its prompt; without one its tokens are noise.
+    """
 
     num_pages: int = 512
     page_size: int = 4
     max_model_len: int = CONTEXT
     vocab_size: int = 267
     step_seconds: float = 0.0
+    script: Callable[[str], str] | None = None
 
     def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | Pooled | EngineError]:
         time.sleep(self.step_seconds)
         sampled = dict(super().execute(plan))
         for item in plan.scheduled:
+            if self.script is not None and isinstance(sampled.get(item.sequence.seq_id), SampledToken):
+                sampled[item.sequence.seq_id] = SampledToken(self._scripted(self.script, item.sequence))
             wanted, token = item.sequence.request.params.logprobs, sampled.get(item.sequence.seq_id)
             if wanted is not None and isinstance(token, SampledToken):
                 top = tuple((i, -1.0 - i) for i in range(wanted))
                 logprobs = TokenLogprob(token.token_id, -0.5, top)
                 sampled[item.sequence.seq_id] = replace(token, logprob=logprobs)
         return sampled
+
+    def _scripted(self, script: Callable[[str], str], sequence: Sequence) -> int:
+        words = samples.byte_level()
+        prompt = words.decode(sequence.request.prompt_ids, skip_special_tokens=False)
+        answer = words.encode(script(prompt), add_special_tokens=False).ids
+        said = sequence.num_generated_tokens
+        end: int = words.token_to_id(EOS)
+        return answer[said] if said < len(answer) else end
 
 
 @dataclass

@@ -243,3 +243,12 @@ def test_the_checkpoints_sampling_defaults_hold_unless_overridden() -> None:
 
         assert text(seed=1) == text(seed=2)
         assert text(seed=1, temperature=1) != text(seed=2, temperature=1)
+
+
+def test_a_scripted_model_says_its_lines() -> None:
+    """What the tests of other endpoints stand on."""
+    with serve(executor=Executor(script=lambda prompt: "Yes." if "user\nHi<|im_end|>" in prompt else "No.")) as server:
+        for said, expected in (("Hi", "Yes."), ("Ho", "No.")):
+            message = {"role": "user", "content": said}
+            answer = server.openai().chat.completions.create(model=MODEL, messages=[message])  # type: ignore[list-item]
+            assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (expected, "stop")
