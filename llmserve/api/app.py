@@ -15,7 +15,7 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
-from . import chat, completions, embeddings, errors, metrics, models, tokenize
+from . import chat, completions, embeddings, errors, messages, metrics, models, tokenize
 from .middleware import BearerKey, BodyLimit, RequestId
 from .state import ServedModel, Serving
 
@@ -62,7 +62,7 @@ def create_app(
     )
     app.state.serving = serving
     errors.install(app)
-    for endpoints in (chat, completions, embeddings, tokenize, models, metrics):
+    for endpoints in (chat, completions, messages, embeddings, tokenize, models, metrics):
         app.include_router(endpoints.router)
     return app
 

@@ -1,7 +1,8 @@
 """From exceptions to OpenAI's error bodies: one table, for every way in which a request can fail.
 
 A body is `{"error": {"message", "type", "param", "code"}}`, encoded once; the clients' libraries show nothing of any
-other shape. Within a stream the same object is sent as an event.
+other shape. Within a stream the same object is sent as an event. Under /v1/messages it is written as Anthropic's
+clients read it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,30 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     return 500, _body("The server has met an error of its own; its log says more.", "server_error"), {}
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_error(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """The same in Anthropic's shape."""
+    status, body, headers = describe(error)
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return status, {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}, headers
+
+
+def refusal(path: str, error: Exception) -> Response:
+    """An error as the clients of this path read it."""
+    shape = anthropic_error if path.startswith("/v1/messages") else describe
+    status, body, headers = shape(error)
+    return Json(body, status, headers)
+
+
 def _body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -75,10 +100,10 @@ def _first_mistake(error: RequestValidationError) -> tuple[str, str | None]:
 
 
 async def _respond(request: Request, error: Exception) -> Response:
-    status, body, headers = describe(error)
+    status, body, _ = describe(error)
     log = logger.error if status >= 500 else logger.debug
     log("%s %s: %d %s", request.method, request.url.path, status, body["error"]["message"])
-    return Json(body, status, headers)
+    return refusal(request.url.path, error)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

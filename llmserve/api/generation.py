@@ -79,9 +79,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice, whole: all of its events, folded."""
+    """One choice, whole: all of its events, folded. `parts` are those of the stream, in their order."""
 
     output: ParsedOutput
+    parts: tuple[Part, ...]
     logprobs: tuple[TokenLogprob, ...] | None
     finish_reason: FinishReason
     stop_reason: str | int | None
@@ -185,8 +186,10 @@ def _answer(events: list[Event]) -> Answer:
     last = events[-1]
     assert last.finish_reason is not None, "a choice's last event says why it ended"
     asked = any(event.logprobs is not None for event in events)
+    parts = tuple(part for event in events for part in event.parts)
     return Answer(
-        fold_parts(part for event in events for part in event.parts),
+        fold_parts(parts),
+        parts,
         tuple(p for event in events for p in event.logprobs or ()) if asked else None,
         last.finish_reason,
         last.stop_reason,

@@ -13,8 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import describe
-from .streaming import Json
+from .errors import refusal
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -54,9 +53,9 @@ class BearerKey:
         matches = [secrets.compare_digest(given.strip().encode(), key) for key in self._keys]
         if scheme.lower() == "bearer" and any(matches):
             return await self._app(scope, receive, send)
-        refusal = HTTPException(401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.")
-        status, body, headers = describe(refusal)
-        await Json(body, status, {**headers, "www-authenticate": "Bearer"})(scope, receive, send)
+        headers = {"www-authenticate": "Bearer"}
+        error = HTTPException(401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.", headers)
+        await refusal(scope["path"], error)(scope, receive, send)
 
 
 class BodyLimit:
@@ -69,11 +68,10 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        refusal = HTTPException(413, f"The request's body is larger than {self._max_bytes} bytes.")
+        error = HTTPException(413, f"The request's body is larger than {self._max_bytes} bytes.")
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            status, body, headers = describe(refusal)
-            return await Json(body, status, headers)(scope, receive, send)
+            return await refusal(scope["path"], error)(scope, receive, send)
         arrived = 0
 
         async def receive_limited() -> Message:
@@ -81,7 +79,7 @@ class BodyLimit:
             message = await receive()
             arrived += len(message.get("body", b""))
             if arrived > self._max_bytes:
-                raise refusal
+                raise error
             return message
 
         await self._app(scope, receive_limited, send)

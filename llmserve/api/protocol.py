@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..engine import SamplingParams
 from ..errors import RequestError
@@ -160,6 +160,16 @@ class ChatRequest(_Request):
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ChatRequest:
+        """A chat that another endpoint was asked for in its own words. Raises RequestError if those made no sense."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            path = ".".join(map(str, first["loc"]))
+            raise RequestError(f"{path}: {first['msg'].removeprefix('Value error, ')}.", param=path) from error
 
     def check_supported(self) -> None:
         super().check_supported()

@@ -31,6 +31,11 @@ def event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + _dump(data) + b"\n\n"
 
 
+def named_event(name: str, data: Mapping[str, Any]) -> bytes:
+    """The same under a name, for protocols that give their events names."""
+    return b"event: " + name.encode() + b"\n" + event(data)
+
+
 def _dump(data: object) -> bytes:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
 

@@ -1,0 +1,207 @@
+"""The bodies of /v1/messages, in Anthropic's shape, and what they come to as a chat.
+
+One chat request serves all endpoints that chat; here its blocks, tools and choices are put into OpenAI's words. What
+only Anthropic's own servers can do (their tools, caching hints) is left out; content that would be lost is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import RequestError
+from .protocol import ChatRequest
+
+logger = logging.getLogger(__name__)
+
+Block = dict[str, Any]
+
+
+class Turn(BaseModel):
+    """One message: a text, or blocks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class CountRequest(BaseModel):
+    """The body of POST /v1/messages/count_tokens."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    messages: list[Turn]
+    system: str | list[Block] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None
+
+    def as_chat(self, **more: Any) -> ChatRequest:
+        """The same request for /v1/chat/completions."""
+        if self.messages and self.messages[-1].role == "assistant":
+            raise RequestError("The last message must be the user's: answers cannot be begun for the model.")
+        thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
+        fields: dict[str, Any] = {
+            "messages": [*self._system(), *_merged(self.messages)],
+            "tools": [_tool(tool) for tool in self.tools or () if _is_ours(tool)] or None,
+            "reasoning_effort": (self.output_config or {}).get("effort"),
+            "response_format": self._response_format(),
+            "chat_template_kwargs": {"enable_thinking": thinks},
+            **more,
+        }
+        if fields["tools"] and self.tool_choice is not None:
+            fields["tool_choice"] = _tool_choice(self.tool_choice)
+            fields["parallel_tool_calls"] = not self.tool_choice.get("disable_parallel_tool_use", False)
+        return ChatRequest.of(fields)
+
+    def _system(self) -> list[dict[str, Any]]:
+        if not self.system:
+            return []
+        if isinstance(self.system, str):
+            return [{"role": "system", "content": self.system}]
+        return [{"role": "system", "content": [_text(block, "system") for block in self.system]}]
+
+    def _response_format(self) -> dict[str, Any] | None:
+        wanted = (self.output_config or {}).get("format") or self.output_format
+        if wanted is None:
+            return None
+        if wanted.get("type") != "json_schema":
+            raise RequestError(f"Output formats of type {wanted.get('type')!r} are not supported, only json_schema.")
+        schema = {"name": "output", "schema": wanted.get("schema"), "strict": True}
+        return {"type": "json_schema", "json_schema": schema}
+
+
+class MessagesRequest(CountRequest):
+    """The body of POST /v1/messages."""
+
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def as_chat(self, **more: Any) -> ChatRequest:
+        same = ("max_tokens", "stream", "temperature", "top_p", "top_k")
+        return super().as_chat(**{name: getattr(self, name) for name in same}, stop=self.stop_sequences, **more)
+
+
+def _merged(turns: list[Turn]) -> list[dict[str, Any]]:
+    """The turns as a chat's messages; neighbours of one role are one, as Anthropic has it and templates want it."""
+    messages: list[dict[str, Any]] = []
+    for index, turn in enumerate(turns):
+        for message in _messages(turn, f"messages[{index}]"):
+            last = messages[-1] if messages else {}
+            if message["role"] == last.get("role") != "tool":
+                for name in ("content", "tool_calls"):
+                    if name in message:
+                        last[name] = [*last.get(name, []), *message[name]]
+                if "reasoning_content" in message:
+                    last["reasoning_content"] = last.get("reasoning_content", "") + message["reasoning_content"]
+            else:
+                messages.append(message)
+    return [{**message, "content": _plain(message["content"])} for message in messages]
+
+
+def _plain(content: Any) -> Any:
+    """One text as a string, which every template takes; none at all as null."""
+    if isinstance(content, list) and len(content) < 2:
+        return content[0]["text"] if content else None
+    return content
+
+
+def _messages(turn: Turn, where: str) -> Iterator[dict[str, Any]]:
+    """A turn's messages: results of tools are messages of their own, in the order in which they stand."""
+    blocks = [{"type": "text", "text": turn.content}] if isinstance(turn.content, str) else turn.content
+    if turn.role == "assistant":
+        yield _assistant(blocks, where)
+        return
+    texts: list[Block] = []
+    for index, block in enumerate(blocks):
+        if block.get("type") == "tool_result" and turn.role == "user":
+            if texts:
+                yield {"role": "user", "content": texts}
+                texts = []
+            yield _tool_result(block, f"{where}.content[{index}]")
+        else:
+            texts.append(_text(block, f"{where}.content[{index}]"))
+    if texts:
+        yield {"role": turn.role, "content": texts}
+
+
+def _assistant(blocks: list[Block], where: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": []}
+    for index, block in enumerate(blocks):
+        match block.get("type"):
+            case "tool_use":
+                function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
+                call = {"id": block.get("id"), "type": "function", "function": function}
+                message.setdefault("tool_calls", []).append(call)
+            case "thinking":
+                message["reasoning_content"] = message.get("reasoning_content", "") + str(block.get("thinking") or "")
+            case "redacted_thinking":
+                pass  # for Anthropic's eyes only
+            case _:
+                message["content"].append(_text(block, f"{where}.content[{index}]"))
+    return message
+
+
+def _tool_result(block: Block, where: str) -> dict[str, Any]:
+    content = block.get("content") or []
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(blocks, list):
+        raise RequestError(f"{where}: the content of a tool_result must be a string or a list of blocks.")
+    parts = [_text(part, f"{where}.content[{index}]") for index, part in enumerate(blocks)]
+    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": parts or [_part("")]}
+
+
+def _part(text: str) -> Block:
+    return {"type": "text", "text": text}
+
+
+def _text(block: Any, where: str) -> Block:
+    """A block of text as a chat's part. A plain text document is a text as well."""
+    if isinstance(block, dict):
+        source = block.get("source") if block.get("type") == "document" else None
+        text = block.get("text") if block.get("type") == "text" else None
+        if isinstance(source, dict) and source.get("type") == "text":
+            text = source.get("data")
+        if isinstance(text, str):
+            return _part(text)
+        raise RequestError(f"{where}: blocks of type {block.get('type')!r} are not supported here, only text.")
+    raise RequestError(f"{where}: a block must be an object, got {type(block).__name__}.")
+
+
+def _is_ours(tool: dict[str, Any]) -> bool:
+    """Whether the client runs the tool, by its schema. Anthropic's own are not known to other models."""
+    ours = tool.get("type") in (None, "custom")
+    if not ours:
+        logger.debug("skipped a tool of type %s", tool.get("type"))
+    return ours
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {"type": "object"}}
+    if isinstance(tool.get("description"), str):
+        function["description"] = tool["description"]
+    if isinstance(tool.get("strict"), bool):
+        function["strict"] = tool["strict"]
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: dict[str, Any]) -> str | dict[str, Any]:
+    kind = choice.get("type")
+    if kind == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    plain = {"auto": "auto", "any": "required", "none": "none"}
+    if kind not in plain:
+        raise RequestError(f"tool_choice of type {kind!r} is unknown; there are auto, any, tool and none.")
+    return plain[str(kind)]
