@@ -16,6 +16,7 @@ from .config import EngineConfig, sampling_defaults
 from .config import build as checked
 from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
 from .engine.executor import LocalExecutor
+from .engine.grammar import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
 from .engine.scheduler import ScheduledSequence
 from .engine.sequence import Request
@@ -86,6 +87,7 @@ class LLM:
         limits = scheduler_config(self.compiled, config)
         self._core = load_core(self.compiled, config, limits, self.tokenizer, self.tokenizer.eos_token_ids)
         self._runner = cast(LocalExecutor, self._core.executor).runner
+        self._grammars = GrammarCompiler(self.tokenizer)
         self._ids = count()
 
     def generate(
@@ -157,7 +159,8 @@ class LLM:
         """Queue these requests and step until they are done; whoever stops listening ends them."""
         try:
             for name, tokens, its in zip(names, ids, params, strict=True):
-                self._core.add_request(name, tokens, its)
+                grammar = None if its.grammar is None else self._grammars.submit(its.grammar).result()
+                self._core.add_request(name, tokens, its, grammar)
             while self._core.has_work():
                 yield from self._core.step()
         finally:

@@ -10,6 +10,7 @@ from .compile.build import Build, Limits
 from .config import Config, sampling_defaults
 from .console import Steps, say
 from .engine import AsyncEngine
+from .engine.grammar import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
@@ -34,7 +35,10 @@ def serve(config: Config) -> None:
         defaults: dict[str, Any] = sampling_defaults(build.directory)
         compiled = build.run(config.engine.max_model_len)
     scheduler = scheduler_config(compiled, config.engine)
-    engine = AsyncEngine(lambda: load_core(compiled, config.engine, scheduler, tokenizer, tokenizer.eos_token_ids))
+    engine = AsyncEngine(
+        lambda: load_core(compiled, config.engine, scheduler, tokenizer, tokenizer.eos_token_ids),
+        GrammarCompiler(tokenizer),
+    )
     served = ServedModel(
         id=server.served_model_name or build.label,
         max_model_len=compiled.max_model_len,

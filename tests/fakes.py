@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig
+from llmserve.engine.grammar_spec import CompiledGrammar
 from llmserve.engine.scheduler import SchedulerOutput
+from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.errors import EngineError
 
 _MASK = 2**61 - 1
@@ -22,10 +24,17 @@ def _mix(state: int, value: int) -> int:
     return ((state ^ (value + 0x9E3779B9)) * 0x2545F4914F6CDD1D + 0x1234567) & _MASK
 
 
-def next_token(state: int, seed: int, params: SamplingParams, vocab_size: int) -> int:
-    """The token after a context whose prefix hash is `state`."""
-    drawn = _mix(state, 0 if params.greedy else seed & _MASK)
-    return (drawn >> 17) % vocab_size
+def next_token(
+    state: int, seed: int, params: SamplingParams, vocab_size: int, allowed: Sequence[int] | None = None
+) -> int:
+    """The token after a context whose prefix hash is `state`, of those that a grammar allows if there is one."""
+    drawn = _mix(state, 0 if params.greedy else seed & _MASK) >> 17
+    return drawn % vocab_size if allowed is None else allowed[drawn % len(allowed)]
+
+
+def allowed_tokens(mask: bytes, vocab_size: int) -> list[int]:
+    """The token ids whose bits are set."""
+    return [i for i in range(min(vocab_size, 8 * len(mask))) if mask[i // 8] >> i % 8 & 1]
 
 
 def pooled(token_ids: Sequence[int]) -> bytes:
@@ -51,6 +60,7 @@ class FakeExecutor:
     steps: int = 0
     closed: bool = False
     max_tokens_seen: int = 0
+    num_forced: int = 0
 
     def __post_init__(self) -> None:
         self.slots: list[int | None] = [None] * (self.num_pages * self.page_size)
@@ -89,12 +99,73 @@ class FakeExecutor:
                 elif params.pooling is not None:
                     result[sequence.seq_id] = Pooled(pooled(self.sums.pop(sequence.seq_id) or [sequence.token_ids[-1]]))
                 else:
-                    token = next_token(state, sequence.seed, params, self.vocab_size)
-                    result[sequence.seq_id] = SampledToken(token)
+                    result[sequence.seq_id] = self.sample(state, sequence)
         return result
+
+    def sample(self, state: int, sequence: EngineSequence) -> SampledToken | EngineError:
+        """The next token of a sequence, and those that its grammar forces after it."""
+        matcher = sequence.matcher
+        try:
+            allowed = None if matcher is None else allowed_tokens(matcher.mask(), self.vocab_size)
+            token = self.choose(state, sequence, allowed)
+            forced = () if matcher is None else matcher.accept(token)
+            self.num_forced += len(forced)
+            return SampledToken(token, forced=forced)
+        except EngineError as error:
+            return error
+
+    def choose(self, state: int, sequence: EngineSequence, allowed: Sequence[int] | None) -> int:
+        """What the model and the draw come to; `allowed` is what a grammar leaves."""
+        return next_token(state, sequence.seed, sequence.request.params, self.vocab_size, allowed)
 
     def close(self) -> None:
         self.closed = True
+
+
+@dataclass(frozen=True)
+class FakeGrammar:
+    """A `CompiledGrammar` that allows some tokens after each text, forces a few now and then, and ends in `end`."""
+
+    vocab_size: int
+    end: int | None
+    salt: int
+
+    def matcher(self, jump: bool) -> FakeMatcher:
+        return FakeMatcher(self, jump)
+
+
+class FakeMatcher:
+    def __init__(self, grammar: FakeGrammar, jump: bool) -> None:
+        self._grammar, self._jump = grammar, jump
+        self._state = grammar.salt
+        self._pending = self._forced()
+
+    def mask(self) -> bytes:
+        size = self._grammar.vocab_size
+        allowed = [i for i in range(size) if _mix(self._state, i) >> 20 & 3 == 0] or [self._state % size]
+        bits = sum(1 << i for i in self._pending[:1] or allowed)
+        return bits.to_bytes(size // 8 + 1, "little")
+
+    def accept(self, token_id: int) -> tuple[int, ...]:
+        assert self.mask()[token_id // 8] >> token_id % 8 & 1, "the grammar does not allow this token"
+        if self._pending:
+            self._pending = self._pending[1:]
+        else:
+            self._state = _mix(self._state, token_id)
+            self._pending = self._forced()
+        if not self._jump:
+            return ()
+        forced, self._pending = self._pending, ()
+        return forced
+
+    def _forced(self) -> tuple[int, ...]:
+        draw = self._state >> 30
+        forced = [_mix(self._state, i) % self._grammar.vocab_size for i in range(draw % 6 if draw % 2 == 0 else 0)]
+        for token in forced:
+            self._state = _mix(self._state, token)
+        if draw % 13 == 0 and self._grammar.end is not None:
+            forced.append(self._grammar.end)
+        return tuple(forced)
 
 
 class FakeStream:
@@ -117,7 +188,7 @@ class FakeTokenizer:
     def spell(self, token_id: int) -> bytes:
         return self._PIECES[token_id % len(self._PIECES)]
 
-    def stream(self, skip_special_tokens: bool) -> FakeStream:
+    def stream(self, skip_special_tokens: bool, *, continues: bool = True) -> FakeStream:
         return FakeStream(self)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
@@ -142,6 +213,7 @@ def run_alone(
     max_model_len: int,
     vocab_size: int,
     eos_token_ids: frozenset[int],
+    grammar: CompiledGrammar | None = None,
 ) -> Answer:
     """What a choice must come to, whatever else the engine does; written the slow and obvious way."""
     tokenizer = FakeTokenizer()
@@ -152,13 +224,17 @@ def run_alone(
     limit = max_model_len - len(prompt_ids)
     if params.max_tokens is not None:
         limit = min(limit, params.max_tokens)
+    matcher = None if grammar is None else grammar.matcher(jump=False)
     while True:
-        token = next_token(state, (params.seed or 0) + index, params, vocab_size)
+        allowed = None if matcher is None else allowed_tokens(matcher.mask(), vocab_size)
+        token = next_token(state, (params.seed or 0) + index, params, vocab_size, allowed)
+        if matcher is not None:
+            assert matcher.accept(token) == ()
         state = _mix(state, token)
         generated.append(token)
         counts = len(generated) > params.min_tokens
         before = tokenizer.decode(generated[:-1], True)
-        if counts and token in eos_token_ids and not params.ignore_eos:
+        if token in eos_token_ids and (grammar is not None or (counts and not params.ignore_eos)):
             return Answer(tuple(generated), before, "stop", None)
         if counts and token in params.stop_token_ids:
             return Answer(tuple(generated), before, "stop", token)

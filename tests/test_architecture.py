@@ -24,7 +24,11 @@ PACKAGE = Path(llmserve.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 
 ENGINE_PURE = {
-    f"engine.{name}" for name in ("sampling_params", "sequence", "output", "scheduler", "page_pool", "prefix_cache")
+    f"engine.{name}"
+    for name in (
+        *("sampling_params", "grammar_spec", "sequence", "output", "scheduler_config", "scheduler"),
+        *("page_pool", "prefix_cache"),
+    )
 }
 # What the server and the benchmarks know of the engine: the package itself, which re-exports it.
 ENGINE_FACE = {"engine.__init__"}
@@ -62,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": {"api", "compile.build", "config", "console", "engine", "text", "weights.embedded"},
     "cli": {"*"},
     "__main__": {"cli"},
-    "__init__": {"llm", "engine.sampling_params"},  # on first use
+    "__init__": {"llm", "engine.sampling_params", "engine.grammar_spec"},  # on first use
 }
 
 TVM = {
@@ -83,6 +87,7 @@ LIBRARIES: dict[str, set[str]] = {
     "jinja2": {"text"},
     "tokenizers": {"text", "weights.tiny_tokenizer"},
     "huggingface_hub": {"weights.hub"},
+    "llguidance": {"engine.grammar"},
     "torch": set(),
     "transformers": set(),
     # What runs code that comes with data.
@@ -99,6 +104,7 @@ STANDARD_LIBRARY_ONLY = {
     "compile.artifact",
     "models.config",
     "engine.core",
+    "engine.grammar_bounds",
     *ENGINE_PURE,
 }
 
@@ -324,7 +330,7 @@ BREACHES: tuple[tuple[Rule, str, str, str], ...] = (
     (no_dynamic_imports, "weights/read.py", "__import__('torch')\n", "weights.read:.* calls __import__"),
     (no_dynamic_imports, "text/sandbox.py", "eval('1')\n", "text.sandbox:.* calls eval"),
     (lengths, "models/mistral.py", "\n# one more line" * 150, "models.mistral has"),
-    (lengths, "engine/scheduler.py", "\n# one more line" * 20, "engine.scheduler has .* 299 are the limit"),
+    (lengths, "engine/scheduler.py", "\n# one more line" * 60, "engine.scheduler has .* 299 are the limit"),
     (lengths, "api/chat.py", LONG, "api.chat has .* 400 are the limit"),
     (functions_are_short, "cli.py", "@app.command()\ndef x():\n" + "    f()\n" * 26, "cli.x has 26 lines"),
     (functions_are_short, "engine/core.py", "", "EngineCore.step has 15 lines"),

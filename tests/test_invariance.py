@@ -11,9 +11,9 @@ from collections import Counter
 
 import pytest
 
-from llmserve.engine import SamplingParams
+from llmserve.engine import Grammar, SamplingParams
 from llmserve.errors import QueueFullError
-from tests.fakes import Collector, FakeExecutor, make_core, run_alone
+from tests.fakes import Collector, FakeExecutor, FakeGrammar, make_core, run_alone
 
 WORKLOADS = 1000
 BATCHES = 10
@@ -29,7 +29,13 @@ def random_params(rng: random.Random, vocab_size: int) -> SamplingParams:
         stop_token_ids=tuple(rng.sample(range(vocab_size), rng.choice([0, 0, 0, 1]))),
         ignore_eos=rng.random() < 0.3,
         min_tokens=rng.choice([0, 0, 0, 3]),
+        grammar=Grammar("lark", str(rng.randrange(100))) if rng.random() < 0.3 else None,
     )
+
+
+def compiled(params: SamplingParams, vocab_size: int, eos: frozenset[int]) -> FakeGrammar | None:
+    """The fake that stands for the parameters' grammar."""
+    return FakeGrammar(vocab_size, min(eos, default=None), int(params.grammar.value)) if params.grammar else None
 
 
 def run_workload(seed: int) -> Counter[str]:
@@ -67,7 +73,7 @@ def run_workload(seed: int) -> Counter[str]:
             prompt = (stem + own)[: core.max_model_len - 1] or [0]
             name, params = f"r{len(asked)}", random_params(rng, executor.vocab_size)
             try:
-                core.add_request(name, prompt, params)
+                core.add_request(name, prompt, params, compiled(params, executor.vocab_size, eos))
             except QueueFullError:
                 break
             asked[name] = (prompt, params)
@@ -96,6 +102,7 @@ def run_workload(seed: int) -> Counter[str]:
                 max_model_len=core.max_model_len,
                 vocab_size=executor.vocab_size,
                 eos_token_ids=eos,
+                grammar=compiled(params, executor.vocab_size, eos),
             )
             if answer.finish_reason == "abort":
                 assert name in aborted
@@ -116,6 +123,7 @@ def run_workload(seed: int) -> Counter[str]:
     return Counter(
         preemptions=stats.num_preemptions,
         prefix_hits=stats.prefix_hits,
+        forced=executor.num_forced,
         **{f"ended: {reason}": count for reason, count in stats.finished.items()},
     )
 
@@ -129,6 +137,7 @@ def test_scheduling_does_not_change_tokens(batch: int) -> None:
         except AssertionError as error:
             raise AssertionError(f"workload {seed}: {error}") from error
     # The workloads are worth nothing if they miss the hard cases.
-    for what, least in {"preemptions": 20, "prefix_hits": 500, "ended: abort": 5, "ended: length": 50}.items():
+    wanted = {"preemptions": 20, "prefix_hits": 500, "forced": 100, "ended: abort": 5, "ended: length": 50}
+    for what, least in wanted.items():
         assert seen[what] >= least, f"only {seen[what]} {what}"
     assert seen["ended: stop"] >= 50

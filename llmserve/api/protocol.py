@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..engine import SamplingParams
+from ..engine import Grammar, SamplingParams
 from ..errors import RequestError
+from .structured import GRAMMAR_FIELDS, requested_grammar
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,6 @@ _WITHOUT_EFFECT = (
     "max_tool_calls",
 )
 _UNSUPPORTED = (
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
-    "grammar",
     "functions",
     "function_call",
     "audio",
@@ -119,22 +114,19 @@ class _Request(BaseModel):
         for name in _UNSUPPORTED:
             if extra.get(name) not in (None, False, [], {}, "", "none"):
                 raise RequestError(f"{name} is not supported.", param=name, code="unsupported_parameter")
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise RequestError(
-                f"response_format {kind!r} is not supported yet: its output could not be guaranteed.",
-                param="response_format",
-                code="unsupported_parameter",
-            )
-        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED})
+        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED, *GRAMMAR_FIELDS})
         if unknown:
             logger.debug("ignored unknown request fields: %s", ", ".join(unknown))
+
+    def grammar(self) -> Grammar | None:
+        """What the answer must be, if the request says so."""
+        return requested_grammar({**(self.model_extra or {}), "response_format": self.response_format})
 
     def _sampling(self, defaults: Mapping[str, float], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}
-        return SamplingParams(**settings)
+        return SamplingParams(**settings, grammar=self.grammar())
 
 
 class Message(BaseModel):

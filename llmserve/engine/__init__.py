@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
+from .grammar_spec import Grammar
 from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, TokenLogprob, fold
 from .sampling_params import SamplingParams
-from .scheduler import SchedulerConfig
+from .scheduler_config import SchedulerConfig
 
 __all__ = [
     "AsyncEngine",
@@ -18,6 +19,7 @@ __all__ = [
     "EngineStats",
     "Executor",
     "FinishReason",
+    "Grammar",
     "Pooled",
     "RequestOutput",
     "SampledToken",

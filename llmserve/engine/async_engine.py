@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 from ..errors import EngineError, LLMServeError, RequestError
 from .core import EngineCore, EngineStats
+from .grammar_spec import CompiledGrammar, Compiler, Grammar
 from .output import RequestOutput, fold
 from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+COMPILE_SECONDS = 10.0  # that a request waits for its grammar
 _MAX_UNREAD = 64  # outputs kept apart for a slow reader before they are folded into one
 
 
@@ -30,6 +32,7 @@ class _Add:
     request_id: str
     prompt_ids: Collection[int]
     params: SamplingParams
+    grammar: CompiledGrammar | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,11 @@ class _Stream:
 class AsyncEngine:
     """Serves `generate` calls of one event loop, the one that `start` is awaited in."""
 
-    def __init__(self, core_factory: Callable[[], EngineCore]) -> None:
-        """`core_factory` is called once, in the engine thread, which also closes what it made."""
+    def __init__(self, core_factory: Callable[[], EngineCore], grammars: Compiler | None = None) -> None:
+        """`core_factory` is called once, in the engine thread, which also closes what it made. Requests with a grammar
+        are refused without `grammars`, which is closed with the engine."""
         self._core_factory = core_factory
+        self._grammars = grammars
         self._core: EngineCore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exited: asyncio.Future[None] | None = None
@@ -112,6 +117,8 @@ class AsyncEngine:
                 self._stop_at = time.monotonic() + drain
             self._wakeup.notify()
         await asyncio.shield(self._exited)
+        if self._grammars is not None:
+            self._grammars.close()
         self._thread.join()  # it said so with its last breath
 
     async def generate(
@@ -125,11 +132,13 @@ class AsyncEngine:
         """
         request_id = request_id or uuid.uuid4().hex
         self._check_open()
+        grammar = None if params.grammar is None else await self._compiled(params.grammar)
+        self._check_open()  # it may have gone meanwhile
         if request_id in self._streams:
             raise RequestError(f"A request with the id {request_id!r} is being served already.")
         stream = self._streams[request_id] = _Stream()
         try:
-            self._submit(_Add(request_id, prompt_ids, params))
+            self._submit(_Add(request_id, prompt_ids, params, grammar))
             finished = False
             while not finished:
                 output = await stream.get()
@@ -168,6 +177,21 @@ class AsyncEngine:
         return self._dead_reason
 
     # On the event loop
+
+    async def _compiled(self, grammar: Grammar) -> CompiledGrammar | None:
+        if self._grammars is None:
+            return None  # the core will say what that means
+        work = asyncio.wrap_future(self._grammars.submit(grammar))
+        await asyncio.wait({work}, timeout=COMPILE_SECONDS)  # which leaves it running when this request is cancelled
+        if not work.done():
+            work.add_done_callback(lambda its: its.cancelled() or its.exception())  # nobody else will look at it
+            raise RequestError(
+                f"The grammar was not compiled within {COMPILE_SECONDS:g} seconds; send a simpler one, or try later.",
+                param=grammar.param,
+            )
+        if work.cancelled():
+            raise EngineError("The engine is shutting down.")
+        return work.result()
 
     def _check_open(self) -> None:
         if self._dead_reason is not None:
@@ -237,7 +261,7 @@ class AsyncEngine:
             output = core.abort(job.request_id)
             return [(job.request_id, output)] if output else []
         try:
-            core.add_request(job.request_id, job.prompt_ids, job.params)
+            core.add_request(job.request_id, job.prompt_ids, job.params, job.grammar)
         except LLMServeError as error:
             return [(job.request_id, error)]
         return []

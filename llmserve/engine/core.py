@@ -11,9 +11,11 @@ from typing import Protocol, get_args
 
 from ..errors import ConfigError, RequestError
 from .detokenize import Detokenizer, Tokenizer
+from .grammar_spec import CompiledGrammar
 from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken
 from .sampling_params import SamplingParams
-from .scheduler import Sampled, Scheduler, SchedulerConfig, SchedulerOutput
+from .scheduler import Sampled, Scheduler, SchedulerOutput
+from .scheduler_config import SchedulerConfig
 from .sequence import Request, Sequence
 
 
@@ -109,8 +111,14 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work()
 
-    def add_request(self, request_id: str, prompt_ids: Collection[int], params: SamplingParams) -> None:
-        """Queue a request, or raise the RequestError that says why not."""
+    def add_request(
+        self,
+        request_id: str,
+        prompt_ids: Collection[int],
+        params: SamplingParams,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
+        """Queue a request, or raise the RequestError that says why not. `grammar` is `params.grammar`, compiled."""
         vocab = self.executor.vocab_size
         if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab:
             raise RequestError(f"The prompt holds token ids outside the vocabulary of {vocab}.", param="prompt")
@@ -119,13 +127,15 @@ class EngineCore:
                 raise RequestError(f"{name} holds token ids outside the vocabulary of {vocab}.", param=name)
         if params.stop and self._tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and this engine has none.", param="stop")
-        request = Request(request_id, list(prompt_ids), params, self._next_seq_id)
+        if params.grammar is not None and grammar is None:
+            raise RequestError("This engine cannot keep to grammars.", param=params.grammar.param)
+        request = Request(request_id, list(prompt_ids), params, self._next_seq_id, grammar)
         self.scheduler.add(request)
         self._next_seq_id += params.n
         self._num_prompt_tokens += len(request.prompt_ids)
         if self._tokenizer is not None:
             for sequence in request.sequences:
-                stream = self._tokenizer.stream(params.skip_special_tokens)
+                stream = self._tokenizer.stream(params.skip_special_tokens, continues=True)
                 self._texts[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -177,20 +187,26 @@ class EngineCore:
     def _delta(self, sequence: Sequence, result: SampledToken | Pooled | None) -> ChoiceDelta:
         text, words = "", self._texts.get(sequence.seq_id)
         token = result if isinstance(result, SampledToken) else None
+        token_ids = (token.token_id, *token.forced) if token is not None else ()
         if words is not None:
-            if token is not None and sequence.finish_reason != "stop":  # a token that stops is not part of the text
-                text = words.push(token.token_id)
+            # A token that stops is not part of the text.
+            for i, token_id in enumerate(token_ids[:-1] if sequence.finish_reason == "stop" else token_ids):
+                text += words.push(token_id)
+                if words.stop is not None:
+                    token_ids = token_ids[: i + 1]
+                    self.scheduler.finish(sequence, "stop", words.stop)
+                    break
             if sequence.finish_reason is not None:
                 text += words.flush()
-            if words.stop is not None and sequence.finish_reason in (None, "length"):
+            if words.stop is not None and sequence.finish_reason == "length":
                 self.scheduler.finish(sequence, "stop", words.stop)
         if sequence.finish_reason is not None:
             self._finished[sequence.finish_reason] += 1
             self._texts.pop(sequence.seq_id, None)
-        self._num_generated_tokens += token is not None
+        self._num_generated_tokens += len(token_ids)
         return ChoiceDelta(
             index=sequence.index,
-            token_ids=(token.token_id,) if token is not None else (),
+            token_ids=token_ids,
             text=text,
             logprobs=(token.logprob,) if token is not None and token.logprob is not None else None,
             finish_reason=sequence.finish_reason,

@@ -25,7 +25,9 @@ class TextStream(Protocol):
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
-    def stream(self, skip_special_tokens: bool) -> TextStream: ...
+    def stream(self, skip_special_tokens: bool, *, continues: bool) -> TextStream:
+        """`continues`: the tokens follow others, so a space that they begin with is one."""
+        ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
 

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .core import EngineCore
 from .detokenize import Tokenizer
 from .executor import LocalExecutor
-from .scheduler import SchedulerConfig
+from .scheduler_config import SchedulerConfig
 
 _SHARE_OF_FREE_MEMORY = 0.25
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}

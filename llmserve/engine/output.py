@@ -20,10 +20,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What the executor chose for one sequence in one step."""
+    """What the executor chose for one sequence in one step, and the tokens that its grammar forces to follow."""
 
     token_id: int
     logprob: TokenLogprob | None = None
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

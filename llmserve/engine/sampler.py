@@ -1,8 +1,8 @@
 """Logits → tokens. Penalties, greedy choice and log-probabilities in numpy; the draw by a kernel, or by numpy as well.
 
 A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. Rows that
-are greedy and plain cost one argmax. Keeps no state: what a sequence has said so far is read from the sequence. The
-numpy draw is the reference that works on every platform.
+are greedy and plain cost one argmax. Keeps no state: what a sequence has said is read from the sequence, and where it
+stands in a grammar is the state of its matcher. The numpy draw is the reference that works on every platform.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _BLOCK = 512
 class Sampler:
     """Chooses tokens as `SamplingParams` ask.
 
-    In order: logit_bias, repetition, presence and frequency penalties, min_tokens; then temperature, min_p, top_k, and
-    top_p of what these left (vLLM's order). Log-probabilities are the model's own, from before all of this.
+    In order: logit_bias, repetition, presence and frequency penalties, grammar, min_tokens; then temperature, min_p,
+    top_k, and top_p of what these left (vLLM's order). Log-probabilities are the model's own, from before all of this.
     """
 
     def __init__(self, eos_token_ids: Collection[int] = (), draw: Draw | None = None) -> None:
@@ -47,10 +47,19 @@ class Sampler:
         """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
         raw = logits.astype(np.float32, copy=False)
         plain = list(raw)
-        adjusted = [self._adjust(row, sequence) for row, sequence in zip(plain, sequences, strict=True)]
+        adjusted: list[_Floats] = []
+        errors: dict[int, EngineError] = {}
+        for i, sequence in enumerate(sequences):
+            try:
+                adjusted.append(self._adjust(plain[i], sequence))
+            except EngineError as error:  # of its grammar; the others go on
+                adjusted.append(plain[i])
+                errors[i] = error
         tokens = [int(row.argmax()) for row in adjusted]  # of the first NaN, if there is one
-        wrong = [not math.isfinite(row[token]) for row, token in zip(adjusted, tokens, strict=True)]
-        drawn = [i for i, s in enumerate(sequences) if not wrong[i] and not s.request.params.greedy]
+        for i, sequence in enumerate(sequences):
+            if i not in errors and not math.isfinite(value := adjusted[i][tokens[i]]):
+                errors[i] = _not_finite(sequence, value)
+        drawn = [i for i, s in enumerate(sequences) if i not in errors and not s.request.params.greedy]
         if drawn:
             untouched = len(drawn) == len(raw) and all(a is p for a, p in zip(adjusted, plain, strict=True))
             rows = raw if untouched else np.stack([adjusted[i] for i in drawn])
@@ -58,17 +67,15 @@ class Sampler:
             chosen = self._draw(rows, [sequences[i].request.params for i in drawn], uniforms)
             for i, token in zip(drawn, chosen, strict=True):
                 tokens[i] = int(token)
-        return [
-            _not_finite(sequence, adjusted[i][tokens[i]]) if wrong[i] else _sampled(raw[i], tokens[i], sequence)
-            for i, sequence in enumerate(sequences)
-        ]
+        return [errors.get(i) or _sampled(raw[i], tokens[i], sequence) for i, sequence in enumerate(sequences)]
 
     def _adjust(self, raw: _Floats, sequence: Sequence) -> _Floats:
         """The logits with biases, penalties and bans applied; `raw` itself, untouched, where nothing is asked for."""
         params = sequence.request.params
         banned = sequence.num_generated_tokens < params.min_tokens
         repeats = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        if not (banned or repeats or params.logit_bias or params.repetition_penalty != 1.0):
+        matcher = sequence.matcher
+        if not (banned or repeats or matcher or params.logit_bias or params.repetition_penalty != 1.0):
             return raw
         row: _Floats = raw.copy()
         if params.logit_bias:
@@ -80,14 +87,31 @@ class Sampler:
         if repeats and sequence.num_generated_tokens:
             said, counts = np.unique(sequence.token_ids[sequence.num_prompt_tokens :], return_counts=True)
             row[said] -= params.presence_penalty + params.frequency_penalty * counts.astype(np.float32)
+        if matcher is not None:
+            _mask(row, matcher.mask())
         if banned:
-            row[[*(() if params.ignore_eos else self._eos), *params.stop_token_ids]] = -np.inf
+            ids = [*(() if params.ignore_eos else self._eos), *params.stop_token_ids]
+            values = row[ids]
+            row[ids] = -np.inf
+            if matcher is not None and np.isneginf(row).all():  # the grammar allows nothing but the end
+                row[ids] = values
         return row
 
 
-def _sampled(raw: _Floats, token: int, sequence: Sequence) -> SampledToken:
+def _mask(row: _Floats, mask: bytes) -> None:
+    """Rule out the tokens that a `Matcher.mask` does not allow."""
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: len(row)]
+    row[: len(bits)][bits == 0] = -np.inf
+    row[len(bits) :] = -np.inf
+
+
+def _sampled(raw: _Floats, token: int, sequence: Sequence) -> Sampled:
     asked = sequence.request.params.logprobs
-    return SampledToken(token, None if asked is None else _logprob(raw, token, asked))
+    try:
+        forced = () if sequence.matcher is None else sequence.matcher.accept(token)
+    except EngineError as error:
+        return error
+    return SampledToken(token, None if asked is None else _logprob(raw, token, asked), forced)
 
 
 def _not_finite(sequence: Sequence, value: float) -> EngineError:

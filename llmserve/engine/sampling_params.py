@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import RequestError
+from .grammar_spec import Grammar
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -33,6 +34,8 @@ class SamplingParams:
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
         skip_special_tokens: leave special tokens out of the text.
+        grammar: what the completion must be; tokens that lead elsewhere are never chosen. An end-of-sequence token that
+            it allows is the end, whatever ignore_eos and min_tokens say.
         pooling: choose no token at all; the answer is one vector of unit length, in the direction of the mean of the
             prompt's normed hidden states or of the last of them.
     """
@@ -54,6 +57,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
     pooling: Literal["mean", "last"] | None = None
 
     def __post_init__(self) -> None:

@@ -8,50 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..errors import ConfigError, ContextLengthError, EngineError, QueueFullError, RequestError
+from ..errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from .output import FinishReason, Pooled, SampledToken
 from .page_pool import PagePool
 from .prefix_cache import ROOT, PrefixCache
+from .scheduler_config import SchedulerConfig
 from .sequence import Request, Sequence, Status
 
 Sampled = SampledToken | Pooled | EngineError
 """What the executor reports for a sequence: its token or vector, or why there is none (only the sequence ends)."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """The limits of one engine.
-
-    Attributes:
-        max_num_seqs: sequences running at once.
-        max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
-        max_model_len: tokens in a sequence, prompt included. What the pages can hold bounds it too.
-        page_size, num_pages: the KV cache.
-        prefix_caching: reuse the pages of prompts that begin alike.
-        max_waiting: sequences that may wait, beside those that may run, before new requests are refused.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    page_size: int
-    num_pages: int
-    prefix_caching: bool = True
-    max_waiting: int = 1024
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_model_len", "page_size", "num_pages"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.max_waiting < 0:
-            raise ConfigError(f"max_waiting must not be negative, got {self.max_waiting}.")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}): every running sequence decodes a token in each step."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +111,11 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens
         scheduled: list[ScheduledSequence] = []
         preempted: list[int] = []
-        for sequence in sorted(self.running, key=_is_catching_up):
-            # Only decodes grow their page table (`_admit`), they come first, and the victim is the last admitted:
-            # so nobody is preempted who is in the plan already.
+        for sequence in tuple(self.running):  # before anybody is in the plan, as the victim is the last admitted
             while sequence.status is Status.RUNNING and not self._grow(sequence):
                 preempted.append(self._preempt(self.running.pop()))
-            if sequence.status is Status.RUNNING and budget:
+        for sequence in sorted(self.running, key=_is_catching_up):
+            if budget:
                 scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
                 budget -= scheduled[-1].num_tokens
         self._admit_waiting(scheduled, budget)
@@ -175,8 +141,7 @@ class Scheduler:
             if isinstance(result, Pooled):
                 self.finish(sequence, "stop")
             elif result is not None:
-                sequence.token_ids.append(result.token_id)
-                self._check_end(sequence, result.token_id)
+                result = self._append(sequence, result)
             if result is not None:
                 news.append((sequence, result))
         return news
@@ -281,14 +246,24 @@ class Scheduler:
             sequence.prefix_node = self.cache.insert(sequence.prefix_node, tokens, sequence.pages[i])
             sequence.num_indexed_pages = i + 1
 
+    def _append(self, sequence: Sequence, result: SampledToken) -> SampledToken:
+        """Add a token, and what a grammar forces to follow it, as far as the sequence goes; return what was added."""
+        for count, token_id in enumerate((result.token_id, *result.forced)):
+            sequence.token_ids.append(token_id)
+            self._check_end(sequence, token_id)
+            if sequence.status is Status.FINISHED:
+                return replace(result, forced=result.forced[:count])
+        return result
+
     def _check_end(self, sequence: Sequence, token_id: int) -> None:
         params = sequence.request.params
-        if sequence.num_generated_tokens > params.min_tokens:
-            if token_id in self._eos and not params.ignore_eos:
-                self.finish(sequence, "stop")
-            elif token_id in params.stop_token_ids:
-                self.finish(sequence, "stop", token_id)
-        if sequence.finish_reason is None and len(sequence.token_ids) >= sequence.request.max_length:
+        enough = sequence.num_generated_tokens > params.min_tokens
+        # A grammar lets a text end only where it is whole, and where nothing else may follow it has to.
+        if token_id in self._eos and (params.grammar is not None or (enough and not params.ignore_eos)):
+            self.finish(sequence, "stop")
+        elif enough and token_id in params.stop_token_ids:
+            self.finish(sequence, "stop", token_id)
+        elif len(sequence.token_ids) >= sequence.request.max_length:
             self.finish(sequence, "length")
 
 

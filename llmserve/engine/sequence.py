@@ -10,6 +10,7 @@ import enum
 import os
 from dataclasses import dataclass, field
 
+from .grammar_spec import CompiledGrammar, Matcher
 from .output import FinishReason
 from .sampling_params import SamplingParams
 
@@ -36,6 +37,7 @@ class Sequence:
             while the sequence runs, may reach further than the tokens scheduled so far, and is empty otherwise.
         num_cached_tokens: how many prompt tokens the prefix cache saved when the sequence first started.
         num_indexed_pages, prefix_node: how many pages the prefix cache knows, and its name for the last of them.
+        matcher: where the sequence stands in its request's grammar, if there is one.
         finish_reason, stop_reason, error: why it ended; all None until then.
     """
 
@@ -44,6 +46,7 @@ class Sequence:
     index: int
     token_ids: list[int]
     seed: int
+    matcher: Matcher | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
@@ -75,6 +78,7 @@ class Request:
 
     Attributes:
         arrival: the seq_id of the first sequence; the others follow.
+        grammar: what the answers must be, compiled from `params.grammar`.
         max_length: tokens that a sequence may reach, its prompt included; the scheduler sets it.
     """
 
@@ -82,15 +86,20 @@ class Request:
     prompt_ids: list[int]
     params: SamplingParams
     arrival: int
+    grammar: CompiledGrammar | None = None
     max_length: int = 0
     sequences: list[Sequence] = field(init=False)
 
     def __post_init__(self) -> None:
         seed = self.params.seed if self.params.seed is not None else int.from_bytes(os.urandom(8), "little")
         self.sequences = [
-            Sequence(self.arrival + i, self, i, list(self.prompt_ids), (seed + i) & _SEED_MASK)
+            Sequence(self.arrival + i, self, i, list(self.prompt_ids), (seed + i) & _SEED_MASK, self._matcher())
             for i in range(self.params.n)
         ]
+
+    def _matcher(self) -> Matcher | None:
+        # Tokens that were not sampled have no log-probability, so where these are asked for, every one is.
+        return None if self.grammar is None else self.grammar.matcher(jump=self.params.logprobs is None)
 
     @property
     def finished(self) -> bool:

@@ -28,6 +28,8 @@ class Tokenizer:
         bos_token_id: begins a text, if the checkpoint has such a token.
         eos_token_ids: any of these ends a text: the union of what the checkpoint's files name.
         special_tokens: name to text (`bos_token`, `eos_token`, …), as chat templates want them.
+        special_ids: the tokens that are no text, such as the ones that begin and end it.
+        spells_bytes: whether each token stands for the same bytes wherever it stands.
         vocab_size: one above the largest token id.
     """
 
@@ -45,7 +47,8 @@ class Tokenizer:
         self._backend = backend
         decoder = backend.decoder
         self._spelling = None if decoder is None else spelling_of(json.loads(decoder.__getstate__()))
-        self._special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        self.spells_bytes = self._spelling is not None
         self._bytes: dict[int, bytes] = {}
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -119,7 +122,7 @@ class Tokenizer:
 
     def stream(self, skip_special_tokens: bool = True, *, continues: bool = False) -> TokenStream:
         """Decode token by token. `continues` keeps the leading space that some tokenizers drop at a text's start."""
-        hidden = self._special_ids if skip_special_tokens else frozenset()
+        hidden = self.special_ids if skip_special_tokens else frozenset()
         if self._spelling is None:
             return _WindowStream(self._backend, hidden)
         return _ByteStream(self, hidden, 0 if continues else self._spelling.strip)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from llmserve.api.app import create_app
 from llmserve.api.state import ServedModel
 from llmserve.config import ServerConfig
 from llmserve.engine import AsyncEngine, EngineCore, Pooled, SampledToken, SchedulerConfig, TokenLogprob
+from llmserve.engine.grammar import GrammarCompiler
 from llmserve.engine.scheduler import SchedulerOutput
 from llmserve.engine.sequence import Sequence
 from llmserve.errors import EngineError
@@ -49,8 +51,6 @@ class Executor(FakeExecutor):
         time.sleep(self.step_seconds)
         sampled = dict(super().execute(plan))
         for item in plan.scheduled:
-            if self.script is not None and isinstance(sampled.get(item.sequence.seq_id), SampledToken):
-                sampled[item.sequence.seq_id] = SampledToken(self._scripted(self.script, item.sequence))
             wanted, token = item.sequence.request.params.logprobs, sampled.get(item.sequence.seq_id)
             if wanted is not None and isinstance(token, SampledToken):
                 top = tuple((i, -1.0 - i) for i in range(wanted))
@@ -58,13 +58,18 @@ class Executor(FakeExecutor):
                 sampled[item.sequence.seq_id] = replace(token, logprob=logprobs)
         return sampled
 
-    def _scripted(self, script: Callable[[str], str], sequence: Sequence) -> int:
-        words = samples.byte_level()
-        prompt = words.decode(sequence.request.prompt_ids, skip_special_tokens=False)
-        answer = words.encode(script(prompt), add_special_tokens=False).ids
-        said = sequence.num_generated_tokens
-        end: int = words.token_to_id(EOS)
-        return answer[said] if said < len(answer) else end
+    def choose(self, state: int, sequence: Sequence, allowed: Items[int] | None) -> int:
+        """The script's next token; where a grammar has led elsewhere or does not allow it, noise."""
+        if self.script is not None:
+            words = samples.byte_level()
+            prompt = words.decode(sequence.request.prompt_ids, skip_special_tokens=False)
+            answer = words.encode(self.script(prompt), add_special_tokens=False).ids
+            said = sequence.num_generated_tokens
+            end: int = words.token_to_id(EOS)
+            token = answer[said] if said < len(answer) else end
+            if allowed is None or token in allowed:
+                return token
+        return super().choose(state, sequence, allowed)
 
 
 @dataclass
@@ -129,7 +134,7 @@ def serve(
         )
         return EngineCore(executor, config, tokenizer, tokenizer.eos_token_ids)
 
-    engine = AsyncEngine(core)
+    engine = AsyncEngine(core, GrammarCompiler(tokenizer))
     model = ServedModel(MODEL, executor.max_model_len, aliases=("tiny",), sampling_defaults=dict(defaults or {}))
     app = create_app(engine, tokenizer, chat_template, model, ServerConfig(**{"drain_seconds": 0.0, **settings}))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=2))

@@ -233,3 +233,64 @@ def test_extreme_logits_give_no_warning_and_no_nan(recwarn: pytest.WarningsRecor
 def test_half_precision_is_taken() -> None:
     (result,) = Sampler().sample(np.array([[0, 1]], np.float16), [sequence(top_p=0.5)])
     assert result == SampledToken(1)
+
+
+class Scripted:
+    """A matcher that allows these tokens, in this order, or fails."""
+
+    def __init__(self, *allowed: set[int], fails: str | None = None) -> None:
+        self.allowed = list(allowed)
+        self.fails = fails
+        self.accepted: list[int] = []
+
+    def mask(self) -> bytes:
+        if self.fails == "mask":
+            raise EngineError("too complex")
+        return sum(1 << i for i in self.allowed[0]).to_bytes(4, "little")
+
+    def accept(self, token_id: int) -> tuple[int, ...]:
+        if self.fails == "accept":
+            raise EngineError("too complex")
+        self.accepted.append(token_id)
+        return (7, 8)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_rules_out_tokens_of_its_own_row_only(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4, 40)).astype(np.float32)  # more tokens than the mask has bits
+    logits[:, 39] = 20.0
+    settings = {"temperature": temperature, "seed": 3}
+    its = [sequence(**settings) for _ in range(4)]
+    free = Sampler().sample(logits, its)
+    its[1].matcher = Scripted({3, 5})
+    its[2].matcher = Scripted({3}, fails="mask")
+    its[3].matcher = Scripted({3}, fails="accept")
+    results = Sampler().sample(logits, its)
+    assert results[0] == free[0]
+    assert isinstance(results[1], SampledToken)
+    assert results[1].token_id in (3, 5)
+    assert results[1].forced == (7, 8)
+    assert its[1].matcher.accepted == [results[1].token_id]
+    assert [str(r) for r in results[2:]] == ["too complex"] * 2
+
+
+def test_a_grammar_that_only_allows_the_end_overrides_min_tokens() -> None:
+    row = np.zeros(32)
+    it = sequence(temperature=0.0, min_tokens=5)
+    it.matcher = Scripted({2})
+    assert sample(row, it, eos=(2,)).token_id == 2
+    it.matcher = Scripted({2, 9})
+    assert sample(row, it, eos=(2,)).token_id == 9
+
+
+def test_logprobs_under_a_grammar_are_the_models_own() -> None:
+    row = np.zeros(32)
+    row[1] = 5.0
+    it = sequence(temperature=0.0, logprobs=1)
+    it.matcher = Scripted({4})
+    scored = sample(row, it).logprob
+    assert scored is not None
+    assert scored.token_id == 4
+    assert scored.logprob == pytest.approx(-math.log(31 + math.exp(5.0)), abs=1e-6)
+    assert scored.top[0][0] == 1

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from llmserve.engine import SampledToken, SamplingParams
-from llmserve.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput
+from llmserve.engine.scheduler import Scheduler, SchedulerOutput
+from llmserve.engine.scheduler_config import SchedulerConfig
 from llmserve.engine.sequence import Request, Sequence, Status
 from llmserve.errors import ConfigError, ContextLengthError, EngineError, QueueFullError, RequestError
 
