@@ -92,10 +92,25 @@ class ServerConfig(_Section):
 
     Attributes:
         served_model_name: the model's name to clients; None is the last part of its path.
-        api_keys: bearer tokens of which one must come with every /v1 request; none means open to all.
+        api_keys: of which one must come with every request; none, here, in the file and in the environment, means open
+            to all.
+        api_keys_file: a file with further keys, one a line.
+        open_paths: what needs no key.
+        ssl_certfile, ssl_keyfile: PEM files for TLS; None is plain HTTP. The key may be in the certificate's file.
         cors_origins: origins whose pages may call the server from a browser.
-        max_body_bytes: larger request bodies are refused.
+        page: serve the chat page at /.
         chat_template: a Jinja file to use instead of the checkpoint's template.
+        log_level, log_format: of all lines.
+        access_log: write a line for each request, with its token counts and times, and nothing of what it says.
+        otlp_endpoint: where spans go, as in "http://localhost:4318/v1/traces"; None makes none. Needs the extra `otel`.
+        max_body_bytes: larger request bodies are refused.
+        max_json_depth: lists and objects in each other in a request's body.
+        max_output_tokens: tokens that a request may ask for; None is what the context holds.
+        max_n: choices per prompt.
+        max_prompts: prompts per request.
+        max_stop_strings, max_stop_chars: stop strings per request, and how long each may be.
+        body_seconds: how long a request's body may take to arrive.
+        write_seconds: how long a client may read nothing of its answer before it is dropped.
         keep_alive_seconds: how long a stream may be silent before an empty chunk shows that it lives.
         tokenizer_threads: prompts rendered and tokenized at the same time.
         drain_seconds: how long a stopping server waits for running requests.
@@ -105,10 +120,26 @@ class ServerConfig(_Section):
     port: int = Field(default=8000, ge=0, le=65535)
     served_model_name: str | None = None
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    api_keys_file: Path | None = None
+    open_paths: tuple[Annotated[str, Field(pattern="^/")], ...] = ("/health", "/version")
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
     cors_origins: tuple[str, ...] = ()
-    max_body_bytes: Size = 16 * 2**20
+    page: bool = True
     chat_template: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = True
+    otlp_endpoint: str | None = None
+    max_body_bytes: Size = 16 * 2**20
+    max_json_depth: int = Field(default=128, gt=0, le=256)
+    max_output_tokens: int | None = Field(default=None, gt=0)
+    max_n: int = Field(default=128, gt=0, le=128)
+    max_prompts: int = Field(default=1024, gt=0)
+    max_stop_strings: int = Field(default=16, ge=0, le=16)
+    max_stop_chars: int = Field(default=1024, gt=0)
+    body_seconds: float = Field(default=60.0, gt=0)
+    write_seconds: float = Field(default=60.0, gt=0)
     keep_alive_seconds: float = Field(default=10.0, gt=0)
     tokenizer_threads: int = Field(default=2, gt=0)
     drain_seconds: float = Field(default=30.0, ge=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api.app import create_app, run
+from .api.app import create_app
+from .api.launch import check, run
 from .api.state import ServedModel
 from .compile.build import Build, Limits
 from .config import Config, sampling_defaults
@@ -20,6 +21,7 @@ from .weights import embedded
 def serve(config: Config) -> None:
     """Build what is missing and serve. Raises LLMServeError before the port is opened, not after."""
     model, server = config.model, config.server
+    check(server)
     with Steps() as steps:
         build = Build(
             model.path,
@@ -49,5 +51,6 @@ def serve(config: Config) -> None:
         say(note)
     if model.path is None and embedded.is_random():
         say("No model was named: a stand-in of random weights is served, whose answers are noise.")
-    say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at http://{server.host}:{server.port}/v1")
+    scheme = "http" if server.ssl_certfile is None else "https"
+    say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at {scheme}://{server.host}:{server.port}/v1")
     run(create_app(engine, tokenizer, template, served, server), server)

@@ -333,7 +333,7 @@ BREACHES: tuple[tuple[Rule, str, str, str], ...] = (
     (lengths, "engine/scheduler.py", "\n# one more line" * 60, "engine.scheduler has .* 299 are the limit"),
     (lengths, "api/chat.py", LONG, "api.chat has .* 400 are the limit"),
     (functions_are_short, "cli.py", "@app.command()\ndef x():\n" + "    f()\n" * 26, "cli.x has 26 lines"),
-    (functions_are_short, "engine/core.py", "", "EngineCore.step has 15 lines"),
+    (functions_are_short, "engine/core.py", "", "EngineCore.step has 16 lines"),
     (files_say_what_they_are, "api/silent.py", "x = 1\n", "api.silent does not begin"),
     (files_say_what_they_are, "api/wordy.py", '"""' + "word\n" * 13 + '"""\n', "api.wordy begins with 13 lines"),
     (families_know_no_scheme_and_no_platform, "models/llama.py", "# fast on CUDA\n", "models.llama:.* mentions CUDA"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from llmserve.config import Config, EngineConfig, load_toml, parse_size, sampling_defaults
+from llmserve.config import Config, EngineConfig, ServerConfig, load_toml, parse_size, sampling_defaults
 from llmserve.errors import ConfigError
 
 
@@ -64,3 +65,11 @@ def test_a_checkpoints_sampling_defaults(tmp_path: Path) -> None:
     assert sampling_defaults(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "eos_token_id": 3}')
     assert sampling_defaults(tmp_path) == {"temperature": 0.6, "top_k": 20}
+
+
+def test_the_server_file_has_every_setting_of_a_server(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "configs" / "server.toml").read_text("utf-8")
+    named = re.findall(r"^(?:# )?(\w+) = ", text.partition("\n[server]\n")[2], re.MULTILINE)
+    assert sorted(named) == sorted(ServerConfig.model_fields)
+    (tmp_path / "all.toml").write_text(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    assert all(value is not None for _, value in load_toml(tmp_path / "all.toml").server)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -16,7 +16,12 @@ from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from . import chat, completions, embeddings, errors, messages, metrics, models, tokenize
-from .middleware import BearerKey, BodyLimit, RequestId
+from .body import BodyGuard
+from .gate import GateKeeper
+from .launch import api_keys
+from .logs import log_access
+from .middleware import ApiKey, Recorded
+from .record import Record
 from .state import ServedModel, Serving
 
 
@@ -39,25 +44,42 @@ def create_app(
         try:
             yield
         finally:
-            await engine.stop()  # the server has waited for the open requests already, see `run`
+            await engine.stop()  # the server has waited for the open requests already, see `launch`
             serving.close()
 
-    middleware = [Middleware(RequestId)]
+    def ended(record: Record, headers: Headers) -> None:
+        log_access(record)
+        serving.metrics.note(record)
+
+    middleware = [Middleware(Recorded, ended=ended, write_seconds=config.write_seconds)]
     if config.cors_origins:
         middleware.append(
             Middleware(
-                CORSMiddleware, allow_origins=list(config.cors_origins), allow_methods=["*"], allow_headers=["*"]
+                CORSMiddleware,
+                allow_origins=list(config.cors_origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
             )
         )
-    if config.api_keys:
-        middleware.append(Middleware(BearerKey, keys=config.api_keys))
-    middleware.append(Middleware(BodyLimit, max_bytes=config.max_body_bytes))
+    if keys := api_keys(config):
+        middleware.append(Middleware(ApiKey, keys=keys, open_paths=config.open_paths))
+    middleware.append(Middleware(GateKeeper, gate=serving.gate))
+    middleware.append(
+        Middleware(
+            BodyGuard,
+            max_bytes=config.max_body_bytes,
+            max_depth=config.max_json_depth,
+            seconds=config.body_seconds,
+        )
+    )
 
     app = FastAPI(
         title="llmserve",
         version=__version__,
         lifespan=lifespan,
         middleware=middleware,
+        redirect_slashes=False,
         strict_content_type=False,  # a body without a content type is read as JSON
     )
     app.state.serving = serving
@@ -65,14 +87,3 @@ def create_app(
     for endpoints in (chat, completions, messages, embeddings, tokenize, models, metrics):
         app.include_router(endpoints.router)
     return app
-
-
-def run(app: FastAPI, config: ServerConfig) -> None:
-    """Serve until a signal comes; then open requests have `drain_seconds` to end before they are cut off."""
-    uvicorn.run(
-        app,
-        host=config.host,
-        port=config.port,
-        log_level=config.log_level,
-        timeout_graceful_shutdown=round(config.drain_seconds),
-    )

@@ -232,12 +232,13 @@ async def updates(
 
     Closing it aborts what is left. Raises the first error of any prompt.
     """
+    params = serving.limited(prompts, params)
     # As short as may be: a slow reader's outputs are joined in the engine, not heaped up here.
     queue: asyncio.Queue[Update | Exception] = asyncio.Queue(maxsize=len(prompts))
 
     async def pump(prompt: int) -> None:
         try:
-            stopwatch = serving.metrics.stopwatch()
+            stopwatch = serving.metrics.stopwatch(prompts[prompt], params)
             async with aclosing(serving.engine.generate(prompts[prompt], params)) as outputs:
                 async for output in outputs:
                     stopwatch.tick(output)

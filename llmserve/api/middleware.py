@@ -1,85 +1,139 @@
-"""What every request passes before its endpoint: an id, the key, and the limit on its body. Plain ASGI.
+"""What every request passes before its endpoint: a record with an id, and the key. Plain ASGI.
 
 Starlette's own base class for middleware is avoided: it hides disconnects from streaming endpoints.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
 import secrets
+import sys
 import uuid
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import refusal
+from .record import Record, current
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_PATH = 200
 
 
-class RequestId:
-    """Gives every answer an `x-request-id`: the client's own, if it sent one that can be printed."""
+class Recorded:
+    """Keeps a record of each request, names it in the answer's `x-request-id`, and drops clients that read nothing.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    The id is the client's own, if it sent one that can be printed. `ended` gets the record when all is done.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ended: Callable[[Record, Headers], None],
+        write_seconds: float,
+    ) -> None:
+        self._app, self._ended, self._write_seconds = app, ended, write_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        record = _record(scope, headers)
+        complete = False
 
-        async def send_with_id(message: Message) -> None:
+        async def noting_receive() -> Message:
+            message = await receive()
+            record.left |= message["type"] == "http.disconnect" and not complete
+            return message
+
+        async def noting_send(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+                record.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = record.id
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            try:
+                await within(self._write_seconds, send, message)
+            except OSError:
+                record.left = True
+                raise
 
-        await self._app(scope, receive, send_with_id)
+        token = current.set(record)
+        try:
+            await self._app(scope, noting_receive, noting_send)
+        finally:
+            route = scope.get("route")
+            record.route = getattr(route, "path", None)
+            record.ends()
+            self._ended(record, headers)
+            current.reset(token)
 
 
-class BearerKey:
-    """Refuses /v1 to those without one of the keys. Health, version and metrics stay open to probes."""
+async def within(seconds: float, send: Send, message: Message) -> None:
+    """Send, or raise OSError when the client has not read enough for it in time. As cheap as it can be."""
+    task = asyncio.current_task()
+    assert task is not None
+    late = False
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, give_up)
+    try:
+        await send(message)
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise OSError(f"the client has read nothing for {seconds:g} seconds") from None
+    finally:
+        timer.cancel()
+
+
+def _record(scope: Scope, headers: Headers) -> Record:
+    sent = headers.get("x-request-id", "")
+    path = scope.get("raw_path") or scope["path"].encode()
+    return Record(
+        id=sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex,
+        method=scope["method"],
+        path=path.decode("latin-1").encode("unicode_escape").decode()[:_MAX_PATH],
+        client=(scope.get("client") or ("",))[0],
+    )
+
+
+class ApiKey:
+    """Refuses those without one of the keys all but the open paths."""
+
+    def __init__(self, app: ASGIApp, keys: Collection[str], open_paths: Collection[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = [_digest(key) for key in keys]
+        self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1") or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or scope["path"] in self._open or scope["method"] == "OPTIONS":
             return await self._app(scope, receive, send)
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Every key is compared, so that the time taken says nothing about which one is near.
-        matches = [secrets.compare_digest(given.strip().encode(), key) for key in self._keys]
-        if scheme.lower() == "bearer" and any(matches):
+        headers = Headers(scope=scope)
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        given += headers.getlist("x-api-key")
+        # Every key is compared, as hashes of one length, so that the time taken says nothing about which one is near.
+        matches = [secrets.compare_digest(_digest(word), key) for word in given for key in self._keys]
+        if any(matches):
             return await self._app(scope, receive, send)
-        headers = {"www-authenticate": "Bearer"}
-        error = HTTPException(401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.", headers)
+        error = HTTPException(
+            401,
+            "The API key is missing or wrong; send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'.",
+            {"www-authenticate": "Bearer"},
+        )
         await refusal(scope["path"], error)(scope, receive, send)
 
 
-class BodyLimit:
-    """Refuses bodies above a size, by what they announce or, failing that, by what arrives."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        error = HTTPException(413, f"The request's body is larger than {self._max_bytes} bytes.")
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
-            return await refusal(scope["path"], error)(scope, receive, send)
-        arrived = 0
-
-        async def receive_limited() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > self._max_bytes:
-                raise error
-            return message
-
-        await self._app(scope, receive_limited, send)
+def _digest(word: str) -> bytes:
+    return hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
 from .. import __version__
 from ..config import ServerConfig
-from ..engine import AsyncEngine
+from ..engine import AsyncEngine, SamplingParams
 from ..errors import ContextLengthError, ModelNotFoundError, RequestError
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
+from .gate import Gate
 from .metrics import Metrics
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Serving:
         self.model = model
         self.config = config
         self.metrics = Metrics(engine, model.id)
+        self.gate = Gate(engine)
         self.fingerprint = f"llmserve-{__version__}-{model.id}"
         # Its size bounds how many prompts are tokenized at the same time.
         self._threads = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="llmserve-text")
@@ -89,6 +91,25 @@ class Serving:
                 f"{len(ids)}{why}. Please make the {param} shorter.",
                 param=param,
             )
+
+    def limited(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> SamplingParams:
+        """Refuse what the settings do not allow one request; what it leaves open is bounded by them too."""
+        config = self.config
+        asked = (
+            ("prompt", "prompts", len(prompts), config.max_prompts),
+            ("n", "choices per prompt", params.n, config.max_n),
+            ("stop", "stop strings", len(params.stop), config.max_stop_strings),
+            ("stop", "characters in a stop string", max(map(len, params.stop), default=0), config.max_stop_chars),
+            ("max_tokens", "tokens", params.max_tokens or 0, config.max_output_tokens),
+        )
+        for param, what, count, limit in asked:
+            if limit is not None and count > limit:
+                raise RequestError(
+                    f"This server allows at most {limit} {what}, and {count} were asked for.", param=param
+                )
+        if params.max_tokens is None and config.max_output_tokens is not None and params.pooling is None:
+            return replace(params, max_tokens=config.max_output_tokens)
+        return params
 
 
 def _serving(request: Request) -> Serving:

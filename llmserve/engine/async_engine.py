@@ -167,6 +167,13 @@ class AsyncEngine:
         return self._core.max_model_len
 
     @property
+    def capacity(self) -> int:
+        """Sequences that may run and wait together; a request beyond them is refused."""
+        if self._core is None:
+            raise EngineError("The engine has not been started.")
+        return self._core.scheduler.config.max_num_seqs + self._core.scheduler.config.max_waiting
+
+    @property
     def is_alive(self) -> bool:
         """Whether `generate` may be called."""
         return self._core is not None and self._dead_reason is None and self._stop_at is None

@@ -5,6 +5,7 @@ Not thread-safe: whoever built it steps it, adds to it and aborts in it. `async_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, get_args
@@ -148,6 +149,7 @@ class EngineCore:
         plan = self.scheduler.schedule()
         if not plan.scheduled:
             return []
+        _note_start(plan)
         sampled = self.executor.execute(plan)
         return self._emit(self.scheduler.update(plan, sampled))
 
@@ -180,6 +182,7 @@ class EngineCore:
                 num_prompt_tokens=len(request.prompt_ids),
                 num_cached_tokens=request.sequences[0].num_cached_tokens,
                 finished=request.finished,
+                scheduled_at=request.scheduled_at,
             )
             for request, its in deltas.items()
         ]
@@ -214,3 +217,11 @@ class EngineCore:
             error=sequence.error,
             vector=result.vector if isinstance(result, Pooled) else None,
         )
+
+
+def _note_start(plan: SchedulerOutput) -> None:
+    """A request's waiting is over when any of its sequences is first computed."""
+    now = time.monotonic()
+    for item in plan.scheduled:
+        if item.sequence.request.scheduled_at is None:
+            item.sequence.request.scheduled_at = now

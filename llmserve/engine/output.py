@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -56,13 +56,17 @@ class ChoiceDelta:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """One step's news of a request. `finished` is true once every choice has a finish reason."""
+    """One step's news of a request. `finished` is true once every choice has a finish reason.
+
+    `scheduled_at` is when the engine first computed something for it, in monotonic seconds.
+    """
 
     request_id: str
     deltas: tuple[ChoiceDelta, ...]
     num_prompt_tokens: int
     num_cached_tokens: int
     finished: bool
+    scheduled_at: float | None = None
 
 
 def fold(outputs: Sequence[RequestOutput]) -> RequestOutput:
@@ -78,7 +82,7 @@ def fold(outputs: Sequence[RequestOutput]) -> RequestOutput:
             by_index.setdefault(delta.index, []).append(delta)
     last = outputs[-1]
     deltas = tuple(_join(deltas) for deltas in by_index.values())
-    return RequestOutput(last.request_id, deltas, last.num_prompt_tokens, last.num_cached_tokens, last.finished)
+    return replace(last, deltas=deltas)
 
 
 def _join(deltas: list[ChoiceDelta]) -> ChoiceDelta:

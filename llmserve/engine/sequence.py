@@ -80,6 +80,7 @@ class Request:
         arrival: the seq_id of the first sequence; the others follow.
         grammar: what the answers must be, compiled from `params.grammar`.
         max_length: tokens that a sequence may reach, its prompt included; the scheduler sets it.
+        scheduled_at: when it was first computed, in monotonic seconds; None while it waits for that.
     """
 
     request_id: str
@@ -88,6 +89,7 @@ class Request:
     arrival: int
     grammar: CompiledGrammar | None = None
     max_length: int = 0
+    scheduled_at: float | None = None
     sequences: list[Sequence] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -92,7 +92,6 @@ def test_roles_and_contents(server: Running) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
@@ -112,8 +111,7 @@ def test_roles_and_contents(server: Running) -> None:
     ],
 )
 def test_mistakes_in_a_chat_are_named(server: Running, extra: dict[str, Any], param: str) -> None:
-    content = json.dumps({**BODY, **extra})  # httpx refuses NaN
-    assert error_of(server.post(CHAT, content=content))["param"] == param
+    assert error_of(server.post(CHAT, {**BODY, **extra}))["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -167,14 +165,6 @@ def test_a_body_without_a_content_type(server: Running) -> None:
 def test_unknown_places_and_methods(server: Running) -> None:
     assert error_of(server.get("/v1/nothing"), 404)["code"] == "not_found"
     assert error_of(server.get(CHAT), 405)["code"] == "method_not_allowed"
-
-
-def test_large_bodies() -> None:
-    with serve(max_body_bytes=1000) as server:
-        assert error_of(server.post(CHAT, {**BODY, "user": "x" * 1000}), 413)["code"] == "request_too_large"
-        chunked = (b"x" * 100 for _ in range(20))  # of no announced length
-        assert error_of(server.post(CHAT, content=chunked), 413)
-        assert server.post(CHAT, BODY).status_code == 200
 
 
 def test_keys() -> None:
@@ -255,11 +245,6 @@ def test_text_that_is_hardly_text(server: Running, text: str) -> None:
         if response.status_code != 200:
             error_of(response)
     assert error_of(server.post(CHAT, content=f'{{"model": "{text}", "messages": []}}'), None)
-
-
-def test_deep_bodies(server: Running) -> None:
-    error_of(server.post(CHAT, content=b'{"messages": ' + b"[" * 100_000))
-    error_of(server.post(CHAT, content=b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
 
 
 def test_health_and_version(server: Running) -> None:
