@@ -113,6 +113,7 @@ class ServerConfig(_Section):
         write_seconds: how long a client may read nothing of its answer before it is dropped.
         keep_alive_seconds: how long a stream may be silent before an empty chunk shows that it lives.
         tokenizer_threads: prompts rendered and tokenized at the same time.
+        stored_responses, stored_responses_memory: responses that `previous_response_id` may name, and bytes of them.
         drain_seconds: how long a stopping server waits for running requests.
     """
 
@@ -142,6 +143,8 @@ class ServerConfig(_Section):
     write_seconds: float = Field(default=60.0, gt=0)
     keep_alive_seconds: float = Field(default=10.0, gt=0)
     tokenizer_threads: int = Field(default=2, gt=0)
+    stored_responses: int = Field(default=1024, ge=0)
+    stored_responses_memory: Size = 64 * 2**20
     drain_seconds: float = Field(default=30.0, ge=0)
 
 

@@ -62,6 +62,15 @@ class ModelNotFoundError(RequestError):
         super().__init__(message, param="model", code="model_not_found")
 
 
+class ResponseNotFoundError(RequestError):
+    """The request names a stored response that is not, or no longer, there."""
+
+    status = 404
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="not_found")
+
+
 class QueueFullError(RequestError):
     """More requests wait than the server was told to hold; the client should come back later."""
 

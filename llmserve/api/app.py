@@ -15,7 +15,7 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
-from . import chat, completions, embeddings, errors, messages, metrics, models, tokenize
+from . import chat, completions, embeddings, errors, messages, metrics, models, responses, tokenize
 from .body import BodyGuard
 from .gate import GateKeeper
 from .launch import api_keys
@@ -84,6 +84,6 @@ def create_app(
     )
     app.state.serving = serving
     errors.install(app)
-    for endpoints in (chat, completions, messages, embeddings, tokenize, models, metrics):
+    for endpoints in (chat, completions, responses, messages, embeddings, tokenize, models, metrics):
         app.include_router(endpoints.router)
     return app

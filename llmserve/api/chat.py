@@ -108,12 +108,17 @@ def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
     return serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
 
 
-async def answer(body: ChatRequest, request: Request, serving: Serving, reply: Reply) -> Response:
-    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats."""
+async def answer(
+    body: ChatRequest, request: Request, serving: Serving, reply: Reply, param: str = "messages"
+) -> Response:
+    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats.
+
+    `param` is what the endpoint's clients call the messages.
+    """
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
     ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, body)))
-    serving.check_prompt(ids, "messages")
+    serving.check_prompt(ids, param)
     return await respond(request, serving, reply, [ids], params, stream=bool(body.stream))
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import RequestError
 from .protocol import ChatRequest
+from .turns import ChatMessage, merged, text_part
 
 logger = logging.getLogger(__name__)
 
@@ -94,33 +95,15 @@ class MessagesRequest(CountRequest):
         return super().as_chat(**{name: getattr(self, name) for name in same}, stop=self.stop_sequences, **more)
 
 
-def _merged(turns: list[Turn]) -> list[dict[str, Any]]:
+def _merged(turns: list[Turn]) -> list[ChatMessage]:
     """The turns as a chat's messages; neighbours of one role are one, as Anthropic has it and templates want it."""
-    messages: list[dict[str, Any]] = []
-    for index, turn in enumerate(turns):
-        for message in _messages(turn, f"messages[{index}]"):
-            last = messages[-1] if messages else {}
-            if message["role"] == last.get("role") != "tool":
-                for name in ("content", "tool_calls"):
-                    if name in message:
-                        last[name] = [*last.get(name, []), *message[name]]
-                if "reasoning_content" in message:
-                    last["reasoning_content"] = last.get("reasoning_content", "") + message["reasoning_content"]
-            else:
-                messages.append(message)
-    return [{**message, "content": _plain(message["content"])} for message in messages]
+    messages = (m for index, turn in enumerate(turns) for m in _messages(turn, f"messages[{index}]"))
+    return merged(messages, ("user", "assistant", "system"))
 
 
-def _plain(content: Any) -> Any:
-    """One text as a string, which every template takes; none at all as null."""
-    if isinstance(content, list) and len(content) < 2:
-        return content[0]["text"] if content else None
-    return content
-
-
-def _messages(turn: Turn, where: str) -> Iterator[dict[str, Any]]:
+def _messages(turn: Turn, where: str) -> Iterator[ChatMessage]:
     """A turn's messages: results of tools are messages of their own, in the order in which they stand."""
-    blocks = [{"type": "text", "text": turn.content}] if isinstance(turn.content, str) else turn.content
+    blocks = [text_part(turn.content)] if isinstance(turn.content, str) else turn.content
     if turn.role == "assistant":
         yield _assistant(blocks, where)
         return
@@ -137,8 +120,8 @@ def _messages(turn: Turn, where: str) -> Iterator[dict[str, Any]]:
         yield {"role": turn.role, "content": texts}
 
 
-def _assistant(blocks: list[Block], where: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": []}
+def _assistant(blocks: list[Block], where: str) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": []}
     for index, block in enumerate(blocks):
         match block.get("type"):
             case "tool_use":
@@ -154,17 +137,13 @@ def _assistant(blocks: list[Block], where: str) -> dict[str, Any]:
     return message
 
 
-def _tool_result(block: Block, where: str) -> dict[str, Any]:
+def _tool_result(block: Block, where: str) -> ChatMessage:
     content = block.get("content") or []
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    blocks = [text_part(content)] if isinstance(content, str) else content
     if not isinstance(blocks, list):
         raise RequestError(f"{where}: the content of a tool_result must be a string or a list of blocks.")
     parts = [_text(part, f"{where}.content[{index}]") for index, part in enumerate(blocks)]
-    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": parts or [_part("")]}
-
-
-def _part(text: str) -> Block:
-    return {"type": "text", "text": text}
+    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": parts or [text_part("")]}
 
 
 def _text(block: Any, where: str) -> Block:
@@ -175,7 +154,7 @@ def _text(block: Any, where: str) -> Block:
         if isinstance(source, dict) and source.get("type") == "text":
             text = source.get("data")
         if isinstance(text, str):
-            return _part(text)
+            return text_part(text)
         raise RequestError(f"{where}: blocks of type {block.get('type')!r} are not supported here, only text.")
     raise RequestError(f"{where}: a block must be an object, got {type(block).__name__}.")
 

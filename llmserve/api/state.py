@@ -19,6 +19,7 @@ from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from .gate import Gate
 from .metrics import Metrics
+from .response_store import ResponseStore
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class ServedModel:
 
 
 class Serving:
-    """One app's engine, tokenizer, template, model, settings and metrics."""
+    """One app's engine, tokenizer, template, model, settings, metrics and stored responses."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Serving:
         self.config = config
         self.metrics = Metrics(engine, model.id)
         self.gate = Gate(engine)
+        self.responses = ResponseStore(config.stored_responses, config.stored_responses_memory)
         self.fingerprint = f"llmserve-{__version__}-{model.id}"
         # Its size bounds how many prompts are tokenized at the same time.
         self._threads = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="llmserve-text")

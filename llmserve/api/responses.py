@@ -1,0 +1,184 @@
+"""/v1/responses: chats as OpenAI's newer clients have them, whole or as a sequence of named events.
+
+The generation is that of /v1/chat/completions; `responses_request.py` translates what is asked, `response_items.py`
+what is answered, and `response_store.py` keeps what later requests may go on from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from .chat import answer
+from .errors import describe
+from .generation import Answer, Event, FinishReason, Reply, Usage
+from .logprobs import chat_logprobs
+from .response_items import Items, new_id
+from .response_store import Item
+from .responses_request import ResponsesRequest
+from .state import Serving, ServingDep
+from .streaming import named_event
+
+router = APIRouter()
+
+
+class ResponseReply(Reply):
+    """A response and its events, which are numbered from 0."""
+
+    def __init__(self, serving: Serving, body: ResponsesRequest, keep: Callable[[dict[str, Any]], None]) -> None:
+        """`keep` gets a response that has ended well, before the client does."""
+        self._tokenizer, self._keep = serving.tokenizer, keep
+        self._ping_seconds = serving.config.keep_alive_seconds / 2  # the engine's silence has another clock
+        self._items = Items(summarize=(body.reasoning or {}).get("summary") is not None)
+        self._head = _head(serving, body)
+        self._number = 0
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        [its] = answers
+        for _ in self._items.take(its.parts, self._logprobs(its)):
+            pass
+        for _ in self._items.close(_status(its.finish_reason)):
+            pass
+        return self._ended(its.finish_reason, usage)
+
+    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+        yield self._lifecycle("created", self._snapshot("in_progress"))
+        yield self._lifecycle("in_progress", self._snapshot("in_progress"))
+        sent = time.monotonic()
+        pending: list[dict[str, Any]] = []  # of tokens that have shown nothing yet
+        async for event in events:
+            pending += self._logprobs(event)
+            if event.is_silent and time.monotonic() - sent >= self._ping_seconds:
+                yield self._lifecycle("in_progress", self._snapshot("in_progress"))
+                sent = time.monotonic()
+            for item in self._items.take(event.parts, pending):
+                yield self._event(item)
+                sent = time.monotonic()
+            if event.parts:
+                pending = []
+            if event.finish_reason is not None:
+                for item in self._items.close(_status(event.finish_reason)):
+                    yield self._event(item)
+                yield self._lifecycle(_status(event.finish_reason), self._ended(event.finish_reason, event.usage))
+
+    def failure(self, error: Exception) -> bytes:
+        status, body, _ = describe(error)
+        told = body["error"]
+        code = "rate_limit_exceeded" if status == 429 else "server_error" if status >= 500 else "invalid_prompt"
+        failed = {**self._snapshot("failed"), "error": {"code": code, "message": told["message"]}}
+        # Those who only read on see an exception at the second: the client makes one of any event with an "error".
+        last = {"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]}
+        return self._lifecycle("failed", failed) + self._event({**last, "error": told})
+
+    def _ended(self, reason: FinishReason, usage: Usage) -> dict[str, Any]:
+        status = _status(reason)
+        incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        response = {**self._snapshot(status), "incomplete_details": incomplete, "usage": _usage(usage)}
+        response |= {"output": self._items.output, "completed_at": None if incomplete else int(time.time())}
+        self._keep(response)
+        return response
+
+    def _snapshot(self, status: str) -> dict[str, Any]:
+        return {**self._head, "status": status}
+
+    def _lifecycle(self, name: str, response: dict[str, Any]) -> bytes:
+        return self._event({"type": f"response.{name}", "response": response})
+
+    def _event(self, fields: dict[str, Any]) -> bytes:
+        numbered = {**fields, "sequence_number": self._number}
+        self._number += 1
+        return named_event(fields["type"], numbered)
+
+    def _logprobs(self, its: Answer | Event) -> list[dict[str, Any]]:
+        written = chat_logprobs(self._tokenizer, its.logprobs)
+        return [] if written is None else list(written["content"])
+
+
+def _status(reason: FinishReason) -> str:
+    return "incomplete" if reason == "length" else "completed"
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _head(serving: Serving, body: ResponsesRequest) -> dict[str, Any]:
+    """What a response says of itself from the beginning: the request's settings, and what stood for missing ones."""
+    defaults = serving.model.sampling_defaults
+    reasoning = body.reasoning or {}
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "completed_at": None,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "model": body.model or serving.model.id,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "service_tier": "default",
+        "store": body.store is not False,
+        "temperature": defaults.get("temperature", 1.0) if body.temperature is None else body.temperature,
+        "text": {"format": {"type": "text"}, **(body.text or {})},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
+        "truncation": "disabled",  # what is too long is refused
+        "usage": None,
+        "user": body.user,
+    }
+
+
+@router.post("/v1/responses")
+async def create_response(body: ResponsesRequest, request: Request, serving: ServingDep) -> Response:
+    """The next items of a conversation, whole or streamed."""
+    serving.check_model(body.model)
+    store = serving.responses
+    items = body.items(store.item)
+    chat = body.as_chat([*store.conversation(body.previous_response_id), *items])
+
+    def keep(response: dict[str, Any]) -> None:
+        if body.store is not False:
+            store.put(response, items)
+
+    return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
+
+
+@router.get("/v1/responses/{response_id}")
+async def stored_response(response_id: str, serving: ServingDep) -> dict[str, Any]:
+    """A response that was stored."""
+    return serving.responses.get(response_id).body
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def input_items(response_id: str, serving: ServingDep) -> dict[str, Any]:
+    """The items that a stored response answered, the last one first."""
+    items: list[Item] = list(reversed(serving.responses.get(response_id).items))
+    ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
+    return {"object": "list", "data": items, **ends, "has_more": False}
+
+
+@router.delete("/v1/responses/{response_id}")
+async def forget_response(response_id: str, serving: ServingDep) -> dict[str, Any]:
+    """Forget a stored response. Conversations that went on from it cannot go on any more."""
+    serving.responses.delete(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
