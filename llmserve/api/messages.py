@@ -21,10 +21,17 @@ from .generation import Answer, Event, Reply, Usage
 from .messages_request import CountRequest, MessagesRequest
 from .state import Serving, ServingDep
 from .streaming import named_event, unless_gone
+from .turns import in_their_words
 
 router = APIRouter()
 
 Block = dict[str, Any]
+
+_NAMES = {
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
 
 
 class MessageReply(Reply):
@@ -168,7 +175,8 @@ async def messages(body: MessagesRequest, request: Request, serving: ServingDep)
     _check_model(serving, body.model)
     # Half of the time, as the engine's own silence is measured by another clock.
     reply = MessageReply(body.model or serving.model.id, body.max_tokens, serving.config.keep_alive_seconds / 2)
-    return await answer(body.as_chat(), request, serving, reply)
+    with in_their_words(_NAMES):
+        return await answer(body.as_chat(), request, serving, reply)
 
 
 @router.post("/v1/messages/count_tokens")

@@ -22,8 +22,16 @@ from .response_store import Item
 from .responses_request import ResponsesRequest
 from .state import Serving, ServingDep
 from .streaming import named_event
+from .turns import in_their_words
 
 router = APIRouter()
+
+_NAMES = {
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+}
 
 
 class ResponseReply(Reply):
@@ -154,13 +162,14 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
     serving.check_model(body.model)
     store = serving.responses
     items = body.items(store.item)
-    chat = body.as_chat([*store.conversation(body.previous_response_id), *items])
 
     def keep(response: dict[str, Any]) -> None:
         if body.store is not False:
             store.put(response, items)
 
-    return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
+    with in_their_words(_NAMES):
+        chat = body.as_chat([*store.conversation(body.previous_response_id), *items])
+        return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
 
 
 @router.get("/v1/responses/{response_id}")

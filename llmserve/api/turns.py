@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from ..errors import RequestError
 
 ChatMessage = dict[str, Any]
 
@@ -34,3 +38,16 @@ def _plain(content: list[Any]) -> Any:
     if len(content) == 1 and content[0].get("type") == "text":
         return content[0]["text"]
     return content or None
+
+
+@contextmanager
+def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a chat's fields, told to clients who know these by other names: `names` maps ours to theirs."""
+    try:
+        yield
+    except RequestError as error:
+        for ours, theirs in names.items():
+            whole = re.compile(rf"\b{re.escape(ours)}\b")
+            error.args = (whole.sub(theirs, str(error)),)
+            error.param = error.param and whole.sub(theirs, error.param)
+        raise

@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from .server import CONTEXT, MODEL, Executor, Running, serve
 
@@ -208,3 +209,28 @@ def test_a_client_that_leaves_frees_its_sequence() -> None:
         with client(server).messages.stream(model=MODEL, max_tokens=400, messages=USER) as stream:
             next(iter(stream))
         server.wait_until_idle(2.0)
+
+
+class Answer(BaseModel):
+    yes: bool
+    count: int
+
+
+def test_an_output_format_is_enforced(server: Running) -> None:
+    answer = client(server).messages.parse(model=MODEL, max_tokens=200, messages=USER, output_format=Answer)
+    assert isinstance(answer.parsed_output, Answer)
+    bad = {"type": "json_schema"}
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format\.schema is required"):
+        client(server).messages.create(
+            model=MODEL,
+            max_tokens=9,
+            messages=USER,
+            output_config={"format": bad},  # type: ignore[typeddict-item]
+        )
+
+
+def test_the_api_key_header_is_anthropics() -> None:
+    with serve(api_keys=("key",)) as server:
+        assert client(server, api_key="key").messages.create(model=MODEL, max_tokens=1, messages=USER).content
+        with pytest.raises(anthropic.AuthenticationError):
+            client(server, api_key="other").messages.count_tokens(model=MODEL, messages=USER)

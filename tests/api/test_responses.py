@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from .server import MODEL, Executor, Running, serve
 from .test_requests import error_of
@@ -202,3 +203,26 @@ def test_a_client_that_leaves_frees_its_sequence_and_stores_nothing() -> None:
         stream.close()
         server.wait_until_idle(2.0)
         error_of(server.get(f"{PATH}/{made.response.id}"), 404)
+
+
+class Answer(BaseModel):
+    yes: bool
+    count: int
+
+
+def test_parse_gives_what_the_schema_says(server: Running) -> None:
+    asked: Any = {"model": MODEL, "input": "Hi", "text_format": Answer, "max_output_tokens": 200}
+    assert isinstance(server.openai().responses.parse(**asked).output_parsed, Answer)
+    with server.openai().responses.stream(**asked) as stream:
+        assert isinstance(stream.get_final_response().output_parsed, Answer)
+    anything = server.openai().responses.create(**{**ASK, "text": {"format": {"type": "json_object"}}}).output_text
+    assert anything.startswith("{")
+
+
+def test_what_cannot_be_enforced_is_refused_in_this_endpoints_words(server: Running) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
+    given = {"type": "json_schema", "name": "n", "schema": schema}
+    error = error_of(server.post(PATH, {**ASK, "text": {"format": given}}))
+    assert error["param"].startswith("text.format") and "response_format" not in error["message"]
+    error = error_of(server.post(PATH, {**ASK, "max_output_tokens": 0}))
+    assert "max_output_tokens" in error["message"] and error["param"] == "max_output_tokens"
