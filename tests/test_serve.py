@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 
@@ -88,6 +90,32 @@ def test_streamed_and_whole_answers_agree(client):
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 24
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason == "length"
+
+
+def test_every_endpoint_that_chats_says_the_same(server, client):
+    """They are one path: the likeliest tokens of one prompt, written down in three ways."""
+    model = client.models.list().data[0].id
+    chat = client.chat.completions.create(model=model, messages=ASK, temperature=0, max_tokens=24)
+    response = client.responses.create(model=model, input=ASK, temperature=0, max_output_tokens=24)
+    api = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    message = api.messages.create(model="claude-any", messages=ASK, max_tokens=24, extra_body={"temperature": 0})
+    assert chat.choices[0].message.content == response.output_text == message.content[0].text
+    usage = message.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens == response.usage.input_tokens
+    assert api.messages.count_tokens(model="claude-any", messages=ASK).input_tokens == chat.usage.prompt_tokens
+
+
+def test_embeddings_do_not_depend_on_their_company(client):
+    """Nor on the prefix cache: the same text alone, among others, and after an answer that began with it."""
+    model = client.models.list().data[0].id
+    text = "one two three four five " * 8
+    [alone] = client.embeddings.create(model=model, input=text).data
+    assert len(alone.embedding) == 256 and math.isclose(sum(x * x for x in alone.embedding), 1.0, abs_tol=1e-5)
+    client.completions.create(model=model, prompt=text, max_tokens=2)
+    among = client.embeddings.create(model=model, input=["a", text, "b" * 300, text]).data
+    for other in (among[1], among[3]):
+        assert max(abs(a - b) for a, b in zip(alone.embedding, other.embedding, strict=True)) < 1e-3
+    assert max(abs(a - b) for a, b in zip(alone.embedding, among[2].embedding, strict=True)) > 1e-2
 
 
 def test_a_seed_reproduces_under_load(server, client):

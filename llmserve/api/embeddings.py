@@ -18,6 +18,7 @@ from .generation import updates
 from .protocol import Prompts, one_or_many
 from .state import Serving, ServingDep
 from .streaming import Json, unless_gone
+from .turns import in_their_words
 
 router = APIRouter()
 
@@ -50,8 +51,9 @@ def _prompt_ids(serving: Serving, body: EmbeddingRequest) -> list[list[int]]:
 
 async def _vectors(serving: Serving, prompts: list[list[int]], params: SamplingParams) -> list[bytes]:
     vectors = [b""] * len(prompts)
-    for start in range(0, len(prompts), _AT_ONCE):
-        async for at, vector in _block(serving, prompts[start : start + _AT_ONCE], params):
+    size = min(_AT_ONCE, serving.engine.capacity)
+    for start in range(0, len(prompts), size):
+        async for at, vector in _block(serving, prompts[start : start + size], params):
             vectors[start + at] = vector
     return vectors
 
@@ -96,6 +98,8 @@ async def embeddings(body: EmbeddingRequest, request: Request, serving: ServingD
     prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
     for ids in prompts:
         serving.check_prompt(ids, "input", answered=False)
+    with in_their_words({"prompt": "input"}):
+        params = serving.limited(prompts, params)
     vectors = await unless_gone(request.receive, _vectors(serving, prompts, params))
     model, tokens = body.model or serving.model.id, sum(map(len, prompts))
     # Thousands of numbers take their time to be written out.

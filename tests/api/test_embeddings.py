@@ -103,9 +103,16 @@ def test_a_text_may_fill_the_context_and_unknown_fields_are_ignored(server: Runn
 
 
 def test_a_list_longer_than_the_queue_is_served() -> None:
-    with serve(limits={"max_waiting": 0}) as server:
+    with serve(limits={"max_waiting": 0, "max_num_seqs": 3}) as server:
         answer = server.openai().embeddings.create(model=MODEL, input=[[i] for i in range(200)])
         np.testing.assert_allclose([d.embedding for d in answer.data], [vector_of([i]) for i in range(200)], atol=1e-7)
+
+
+def test_the_servers_own_limit_on_inputs() -> None:
+    with serve(max_prompts=2) as server:
+        error = error_of(server.post(PATH, {"input": ["a", "b", "c"]}))
+        assert error["param"] == "input" and "at most 2 prompts" in error["message"]
+        assert server.post(PATH, {"input": ["a", "b"]}).status_code == 200
 
 
 def test_a_client_that_leaves_frees_its_pages() -> None:
