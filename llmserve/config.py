@@ -100,6 +100,7 @@ class ServerConfig(_Section):
         cors_origins: origins whose pages may call the server from a browser.
         page: serve the chat page at /.
         chat_template: a Jinja file to use instead of the checkpoint's template.
+        tool_call_format: how the model writes tool calls; None finds it from the chat template.
         log_level, log_format: of all lines.
         access_log: write a line for each request, with its token counts and times, and nothing of what it says.
         otlp_endpoint: where spans go, as in "http://localhost:4318/v1/traces"; None makes none. Needs the extra `otel`.
@@ -128,6 +129,7 @@ class ServerConfig(_Section):
     cors_origins: tuple[str, ...] = ()
     page: bool = True
     chat_template: Path | None = None
+    tool_call_format: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     access_log: bool = True

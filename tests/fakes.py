@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig
@@ -188,7 +188,7 @@ class FakeTokenizer:
     def spell(self, token_id: int) -> bytes:
         return self._PIECES[token_id % len(self._PIECES)]
 
-    def stream(self, skip_special_tokens: bool, *, continues: bool = True) -> FakeStream:
+    def stream(self, skip_special_tokens: bool, *, shown: Collection[int] = (), continues: bool = True) -> FakeStream:
         return FakeStream(self)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:

@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from ..text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from .chunks import Choice, ChunkReply
+from .conversation import Conversation, prepare
 from .generation import Answer, Event, Reply, respond
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
 from .state import Serving, ServingDep
-from .streaming import unless_gone
+from .tools import Tools
 
 router = APIRouter()
 
@@ -97,15 +98,20 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
-    text = serving.chat_template.render(
+def conversation(body: ChatRequest) -> Conversation:
+    """What a chat's body has for the template. Raises RequestError for tools that cannot be offered."""
+    return Conversation(
         [message.model_dump(exclude_unset=True) for message in body.messages],
-        tools=body.tools,
-        documents=body.documents,
+        Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
+        body.documents,
+        body.template_variables(),
         add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.template_variables(),
     )
-    return serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
+
+
+def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
+    """The tokens of a chat's prompt. Takes time with long ones."""
+    return conversation(body).prompt(serving)[1]
 
 
 async def answer(
@@ -117,9 +123,8 @@ async def answer(
     """
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
-    ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, body)))
-    serving.check_prompt(ids, param)
-    return await respond(request, serving, reply, [ids], params, stream=bool(body.stream))
+    chat = await prepare(request, serving, conversation(body), params, param)
+    return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
 
 
 @router.post("/v1/chat/completions")

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastapi import Request
@@ -28,6 +29,7 @@ from starlette.responses import Response
 from ..engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
 from ..errors import EngineError, LLMServeError
 from ..text.parsers.base import OutputParser, ParsedOutput, Part, ToolCallBegin, fold_parts
+from ..text.tokenizer import Tokenizer
 from .state import Serving
 from .streaming import EventStream, Json, unless_gone
 
@@ -61,7 +63,7 @@ class Usage:
 class Event:
     """News of one choice. Choices are counted over all prompts: prompt × n + choice.
 
-    `parts` may be empty: while text is held back, or when the event is only a sign of life (`is_silent`). A choice's
+    An event without parts, logprobs and reason is a sign of life (`is_silent`), and otherwise left out. A choice's
     last event has its finish reason, and perhaps its last parts. `usage` is of the whole request up to now.
     """
 
@@ -132,37 +134,46 @@ async def generate(
 
     Closing it aborts what is left. Raises the first error of any prompt.
     """
-    choices = [_Choice(parser()) for _ in range(len(prompts) * params.n)]
+    choices = [_Choice(parser, serving.tokenizer, params) for _ in range(len(prompts) * params.n)]
+    usage = Usage(sum(map(len, prompts)))
     cached = [0] * len(prompts)
-    prompt_tokens = sum(map(len, prompts))
-
-    def usage() -> Usage:
-        return Usage(prompt_tokens, sum(c.tokens for c in choices), sum(cached))
-
+    said = time.monotonic()
     async with aclosing(updates(serving, prompts, params)) as news:
         async for update in news:
             if update is None:
-                yield Event(next(i for i, c in enumerate(choices) if not c.finished), usage())
+                yield Event(next(i for i, c in enumerate(choices) if not c.finished), usage)
+                said = time.monotonic()
                 continue
-            cached[update.prompt] = update.output.num_cached_tokens
+            newly_cached = update.output.num_cached_tokens - cached[update.prompt]
+            cached[update.prompt] += newly_cached
+            usage = replace(usage, cached_tokens=usage.cached_tokens + newly_cached)
             for delta in update.output.deltas:
                 index = update.prompt * params.n + delta.index
                 parts, finish_reason = choices[index].take(delta)
-                yield Event(index, usage(), parts, delta.logprobs, finish_reason, delta.stop_reason)
+                usage = replace(
+                    usage,
+                    completion_tokens=usage.completion_tokens + len(delta.token_ids),
+                    reasoning_tokens=usage.reasoning_tokens + choices[index].count_reasoning(delta.token_ids),
+                )
+                event = Event(index, usage, parts, delta.logprobs, finish_reason, delta.stop_reason)
+                if not event.is_silent or time.monotonic() - said >= serving.config.keep_alive_seconds:
+                    yield event
+                    said = time.monotonic()
 
 
 class _Choice:
     """One choice's parser, and what is counted of it."""
 
-    def __init__(self, parser: OutputParser) -> None:
-        self.tokens = 0
+    def __init__(self, parser: ParserFactory, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self.finished = False
-        self._parser = parser
+        self._parser = parser()
         self._called = False
+        # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
+        self._counter = parser()
+        self._counted = tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
 
     def take(self, delta: ChoiceDelta) -> tuple[tuple[Part, ...], FinishReason | None]:
         parts = self._parser.feed(delta.text) if delta.text else []
-        self.tokens += len(delta.token_ids)
         self.finished = delta.finish_reason is not None
         if self.finished:
             parts = [*parts, *self._parser.finish()]
@@ -170,6 +181,17 @@ class _Choice:
         if delta.finish_reason == "length":
             return tuple(parts), "length"  # also of calls: the last one's arguments may be incomplete
         return tuple(parts), ("tool_calls" if self._called else "stop") if self.finished else None
+
+    def count_reasoning(self, token_ids: Sequence[int]) -> int:
+        """How many of the next tokens are reasoning."""
+        count = 0
+        for token_id in token_ids:
+            if not self._counter.may_reason:
+                break
+            before = self._counter.is_reasoning
+            self._counter.feed(self._counted.step(token_id))
+            count += before or self._counter.is_reasoning
+        return count
 
 
 async def fold_events(events: AsyncIterator[Event]) -> tuple[list[Answer], Usage]:

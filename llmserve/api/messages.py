@@ -6,7 +6,6 @@ The generation is that of /v1/chat/completions; `messages_request.py` translates
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
@@ -37,8 +36,8 @@ _NAMES = {
 class MessageReply(Reply):
     """A message of blocks. Streamed, each block has its beginning, its deltas and its end, one after another."""
 
-    def __init__(self, model: str, max_tokens: int, ping_seconds: float) -> None:
-        self._max_tokens, self._ping_seconds = max_tokens, ping_seconds
+    def __init__(self, model: str, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
@@ -47,15 +46,12 @@ class MessageReply(Reply):
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
         blocks = _Blocks()
-        begun, sent = False, time.monotonic()
+        begun = False
         async for event in events:
             if not begun:
                 begun = True
                 empty: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
                 yield _event("message_start", message={**empty, "usage": _usage(event.usage)})
-            if event.is_silent and time.monotonic() - sent < self._ping_seconds:
-                continue  # some text is held back
-            sent = time.monotonic()
             if event.is_silent:
                 yield _event("ping")
             for item in blocks.take(event.parts):
@@ -173,8 +169,7 @@ def _check_model(serving: Serving, name: str | None) -> None:
 async def messages(body: MessagesRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message in Anthropic's shape, whole or streamed."""
     _check_model(serving, body.model)
-    # Half of the time, as the engine's own silence is measured by another clock.
-    reply = MessageReply(body.model or serving.model.id, body.max_tokens, serving.config.keep_alive_seconds / 2)
+    reply = MessageReply(body.model or serving.model.id, body.max_tokens)
     with in_their_words(_NAMES):
         return await answer(body.as_chat(), request, serving, reply)
 

@@ -36,7 +36,7 @@ _SAMPLING_FIELDS = (
     "min_tokens",
     "skip_special_tokens",
 )
-# Accepted and without effect here: hints, book-keeping, and bounds on calls that are not made.
+# Accepted and without effect here: hints and book-keeping.
 _WITHOUT_EFFECT = (
     "metadata",
     "user",
@@ -47,8 +47,6 @@ _WITHOUT_EFFECT = (
     "prompt_cache_retention",
     "safety_identifier",
     "verbosity",
-    "parallel_tool_calls",
-    "max_tool_calls",
 )
 _UNSUPPORTED = (
     "functions",
@@ -148,6 +146,7 @@ class ChatRequest(_Request):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
@@ -167,12 +166,6 @@ class ChatRequest(_Request):
         super().check_supported()
         if not self.messages:
             raise RequestError("messages must hold at least one message.", param="messages")
-        if self.tools and self.tool_choice != "none":
-            raise RequestError(
-                'Tool calling is not supported yet; send tool_choice "none" to have tools only described to the model.',
-                param="tools",
-                code="unsupported_parameter",
-            )
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
 

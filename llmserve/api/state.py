@@ -16,6 +16,8 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine, SamplingParams
 from ..errors import ContextLengthError, ModelNotFoundError, RequestError
 from ..text.chat_template import ChatTemplate
+from ..text.parsers.formats import format_named, format_of
+from ..text.parsers.reasoning import tags_of
 from ..text.tokenizer import Tokenizer
 from .gate import Gate
 from .metrics import Metrics
@@ -44,7 +46,11 @@ class ServedModel:
 
 
 class Serving:
-    """One app's engine, tokenizer, template, model, settings, metrics and stored responses."""
+    """One app's engine, tokenizer, template, model, settings, metrics and stored responses.
+
+    Attributes:
+        tool_call_format, reasoning_tags: how the model writes calls and reasoning, by its template or the settings.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,10 @@ class Serving:
         self.chat_template = chat_template
         self.model = model
         self.config = config
+        tokens, source = tokenizer.added_tokens, chat_template.source
+        named = config.tool_call_format
+        self.tool_call_format = format_of(source, tokens) if named is None else format_named(named)
+        self.reasoning_tags = tags_of(source, tokens)
         self.metrics = Metrics(engine, model.id)
         self.gate = Gate(engine)
         self.responses = ResponseStore(config.stored_responses, config.stored_responses_memory)

@@ -136,7 +136,9 @@ class EngineCore:
         self._num_prompt_tokens += len(request.prompt_ids)
         if self._tokenizer is not None:
             for sequence in request.sequences:
-                stream = self._tokenizer.stream(params.skip_special_tokens, continues=True)
+                stream = self._tokenizer.stream(
+                    params.skip_special_tokens, shown=params.shown_token_ids, continues=True
+                )
                 self._texts[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
 
     def abort(self, request_id: str) -> RequestOutput | None:

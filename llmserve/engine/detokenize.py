@@ -6,7 +6,7 @@ is the scheduler's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 
@@ -25,8 +25,9 @@ class TextStream(Protocol):
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
-    def stream(self, skip_special_tokens: bool, *, continues: bool) -> TextStream:
-        """`continues`: the tokens follow others, so a space that they begin with is one."""
+    def stream(self, skip_special_tokens: bool, *, shown: Collection[int], continues: bool) -> TextStream:
+        """`shown`: special tokens that are not skipped; `continues`: the tokens follow others, so a space that they
+        begin with is one."""
         ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...

@@ -33,7 +33,7 @@ class SamplingParams:
         logprobs: None for none, else how many alternatives to report beside the chosen token's own.
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
-        skip_special_tokens: leave special tokens out of the text.
+        skip_special_tokens: leave special tokens out of the text, except for `shown_token_ids`.
         grammar: what the completion must be; tokens that lead elsewhere are never chosen. An end-of-sequence token that
             it allows is the end, whatever ignore_eos and min_tokens say.
         pooling: choose no token at all; the answer is one vector of unit length, in the direction of the mean of the
@@ -58,6 +58,7 @@ class SamplingParams:
     min_tokens: int = 0
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
+    shown_token_ids: tuple[int, ...] = ()
     pooling: Literal["mean", "last"] | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ string); those are put right here. A checkpoint without a template is never give
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ class ChatTemplate:
     Attributes:
         available: False when the checkpoint brings none; `render` then refuses.
         takes_parts: the template wants `content` as a list of parts and cannot read a plain string.
+        source: its text, or that of all of them.
+        takes_tools: the template tells the model which tools there are.
         knows_developer: the template has a developer role of its own; elsewhere it is written as system.
     """
 
@@ -47,8 +50,10 @@ class ChatTemplate:
             except jinja2.TemplateError as error:
                 raise CheckpointError(f"The chat template {name!r} cannot be compiled: {error}.") from error
         self.available = bool(self._templates)
+        self.source = "\n".join(named.values())
         self.knows_developer = any("developer" in source for source in named.values())
         self.takes_parts = self.available and not self._reads(_PROBE) and self._reads([_text_part(_PROBE)])
+        self.takes_tools = self.available and self._shows_tools()
 
     @classmethod
     def from_directory(
@@ -132,6 +137,16 @@ class ChatTemplate:
                 continue
             if _PROBE in text:
                 return "'type'" not in text and '"type"' not in text
+        return False
+
+    def _shows_tools(self) -> bool:
+        """Whether a tool that is offered with a message comes out in the prompt."""
+        function = {"name": _PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
+        user = {"role": "user", "content": "Hi"}
+        for messages in ([user], [{"role": "system", "content": "Hi"}, user]):
+            with contextlib.suppress(RequestError):
+                if _PROBE in self.render(messages, tools=[{"type": "function", "function": function}]):
+                    return True
         return False
 
     def _as_template_wants(self, index: int, message: Message) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Tokenizer:
     Attributes:
         bos_token_id: begins a text, if the checkpoint has such a token.
         eos_token_ids: any of these ends a text: the union of what the checkpoint's files name.
+        added_tokens: the texts of the tokens that stand beside the vocabulary proper, special or not.
         special_tokens: name to text (`bos_token`, `eos_token`, …), as chat templates want them.
         special_ids: the tokens that are no text, such as the ones that begin and end it.
         spells_bytes: whether each token stands for the same bytes wherever it stands.
@@ -50,6 +51,7 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self.spells_bytes = self._spelling is not None
         self._bytes: dict[int, bytes] = {}
+        self._added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         eos = {*eos_token_ids, self._id_of("eos_token")} - {None}
@@ -120,9 +122,25 @@ class Tokenizer:
         """A token as the vocabulary writes it; empty for one that it does not have."""
         return self._backend.id_to_token(token_id) or ""
 
-    def stream(self, skip_special_tokens: bool = True, *, continues: bool = False) -> TokenStream:
-        """Decode token by token. `continues` keeps the leading space that some tokenizers drop at a text's start."""
-        hidden = self.special_ids if skip_special_tokens else frozenset()
+    @property
+    def added_tokens(self) -> Collection[str]:
+        return self._added.keys()
+
+    def special_among(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The ids of those of the texts that are special tokens, and so are left out of what is decoded."""
+        ids = (self._added.get(text, -1) for text in texts)
+        return tuple(i for i in ids if i in self.special_ids)
+
+    def stream(
+        self, skip_special_tokens: bool = True, *, shown: Collection[int] = (), continues: bool = False
+    ) -> TokenStream:
+        """Decode token by token.
+
+        Args:
+            shown: special tokens that are not skipped all the same.
+            continues: keep the leading space that some tokenizers drop at a text's start.
+        """
+        hidden = self.special_ids.difference(shown) if skip_special_tokens else frozenset()
         if self._spelling is None:
             return _WindowStream(self._backend, hidden)
         return _ByteStream(self, hidden, 0 if continues else self._spelling.strip)

@@ -45,7 +45,15 @@ Part = Text | Reasoning | ToolCallBegin | ToolCallArguments
 
 
 class OutputParser:
-    """One choice's text to parts. This one is for plain text; the others are subclasses."""
+    """One choice's text to parts. This one is for plain text; the others are subclasses.
+
+    Attributes:
+        is_reasoning: what comes now belongs to the reasoning.
+        may_reason: so it does, or perhaps will; once false, it stays false.
+    """
+
+    is_reasoning = False
+    may_reason = False
 
     def feed(self, text: str) -> list[Part]:
         """What is certain now that this text has come too."""

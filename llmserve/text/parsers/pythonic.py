@@ -1,0 +1,125 @@
+"""Llama 3.2 and 4: calls as a list in Python's notation, `[f(a=1), g(b="x")]`, perhaps after `<|python_start|>`.
+
+Arguments are given on as JSON, while they come. Calls that a grammar enforces are written as JSON instead, which this
+parser reads too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .calls import Format
+from .json import FORMAT as JSON
+from .json import JsonParser
+from .python_literal import python_value
+from .stream import Give, NotThisError, Reading
+
+_START, _END = "<|python_start|>", "<|python_end|>"
+
+
+class PythonicParser(JsonParser):
+    end = _END
+
+    def _read(self) -> Reading[None]:
+        source = self._source
+        yield from source.space()
+        while True:
+            if (yield from source.peek()) == "[":
+                yield from source.take()
+                yield from source.space()
+                if (yield from source.peek()) == "{":
+                    yield from self._objects()
+                else:
+                    yield from self._calls()
+            self._say_held()
+            if not (yield from self._text(_START)):
+                return
+            yield from source.space()
+
+    def _objects(self) -> Reading[None]:
+        source = self._source
+        while (yield from self._object()):
+            yield from source.space()
+            char = yield from source.peek()
+            if char and char in ",]":
+                yield from source.take()
+                yield from source.space()
+            if char != ",":
+                source.held = source.held.lstrip("] \t\r\n")
+                return
+
+    def _calls(self) -> Reading[None]:
+        source = self._source
+        while (yield from self._call()):
+            source.held = ""
+            yield from source.space()
+            if (yield from source.peek()) != ",":
+                break
+            yield from source.take()
+            yield from source.space()
+        if self._num_calls and not source.held.strip():
+            try:
+                yield from source.expect("]")
+                yield from source.space()
+                source.held = ""
+                yield from source.expect(_END)
+                source.held = ""
+            except NotThisError:
+                pass
+
+    def _call(self) -> Reading[bool]:
+        """Take `name(key=value, …)`. False if this is no call, of which all is still held then."""
+        source = self._source
+        name = yield from source.identifier()
+        if name not in self._names:
+            return False
+        arguments = _Arguments(lambda: self._begin(name))
+        try:
+            yield from source.expect("(")
+            yield from source.space()
+            while (yield from source.peek()) != ")":
+                arguments.key((yield from source.identifier()))
+                yield from source.space()
+                yield from source.expect("=")
+                yield from source.space()
+                if arguments.begun:
+                    source.held = ""
+                yield from python_value(source, arguments.give)
+                yield from source.space()
+                if (yield from source.peek()) != ",":
+                    break
+                yield from source.take()
+                yield from source.space()
+            yield from source.expect(")")
+            arguments.give("}")
+            return True
+        except NotThisError:
+            if arguments.begun:
+                yield from self._spill(arguments.give)
+            return arguments.begun
+
+
+class _Arguments:
+    """Writes keyword arguments as a JSON object. The call begins when the first value does."""
+
+    def __init__(self, begin: Callable[[], Give]) -> None:
+        self._begin = begin
+        self._give: Give | None = None
+        self._pending = "{"
+
+    @property
+    def begun(self) -> bool:
+        return self._give is not None
+
+    def key(self, name: str) -> None:
+        if not name.isidentifier():
+            raise NotThisError
+        self._pending = f'{", " if self.begun else "{"}"{name}": '
+
+    def give(self, text: str) -> None:
+        self._give = self._give or self._begin()
+        self._give(self._pending + text)
+        self._pending = ""
+
+
+FORMAT = Format("pythonic", PythonicParser, (_START, "[func_name1("), (_START, _END), JSON.constraint)
