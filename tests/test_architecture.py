@@ -105,6 +105,7 @@ STANDARD_LIBRARY_ONLY = {
     "models.config",
     "engine.core",
     "engine.grammar_bounds",
+    "engine.schema_keywords",
     *ENGINE_PURE,
 }
 

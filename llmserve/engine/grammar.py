@@ -39,6 +39,18 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 
+# The keyword that is meant where the library's words do not say it.
+_KEYWORDS = {
+    "regex parse error": "pattern",
+    "Regex is empty": "pattern or format",
+    "regex is empty": "pattern or format",
+    "present in a registry": "$ref",
+    "Pointer '": "$ref",
+    "intersection stack": "allOf",
+    "integer interval": "minimum and maximum",
+    "a multiple of": "multipleOf",
+    "incompatible types": "type",
+}
 _DEAD_ENDS = ("NoExtension", "NoExtensionBias")
 
 
@@ -78,12 +90,15 @@ class GrammarCompiler:
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         if self._vocabulary is None:
             self._vocabulary = vocabulary(self._tokenizer, grammar.param)
-        matcher = LLMatcher(self._vocabulary, _source(grammar), log_level=0, limits=_LIMITS)
-        if not matcher.is_error() and not any(matcher.compute_bitmask()):
-            raise _refusal(grammar, "no text fits it")
-        if matcher.is_error():
-            raise _refusal(grammar, matcher.get_error())
-        return _Compiled(matcher, self._vocabulary.eos_token)
+        beginning = LLMatcher(self._vocabulary, _source(grammar), log_level=0, limits=_LIMITS)
+        if beginning.is_error():
+            raise _refusal(grammar, beginning.get_error())
+        compiled = _Compiled(beginning, self._vocabulary.eos_token)
+        try:
+            compiled.matcher(jump=True).mask()
+        except EngineError as error:
+            raise _refusal(grammar, str(error)) from error
+        return compiled
 
 
 def vocabulary(tokenizer: Tokenizer, param: str | None = None) -> LLTokenizer:
@@ -160,7 +175,7 @@ class _Matcher:
         mask = self._state.compute_bitmask()
         self._check()
         if not any(mask):
-            raise EngineError("The grammar allows no token here, and does not allow the end.")
+            raise EngineError("the grammar allows nothing to follow, and not the end")
         return mask
 
     def accept(self, token_id: int) -> tuple[int, ...]:
@@ -187,7 +202,7 @@ class _Matcher:
 
     def _check(self) -> None:
         if self._state.is_error():
-            raise EngineError(f"The grammar cannot be kept to any further: {_sentence(self._state.get_error())}.")
+            raise EngineError(f"the grammar cannot be kept to any further: {_sentence(self._state.get_error())}")
 
 
 def _source(grammar: Grammar) -> str:
@@ -230,6 +245,9 @@ def _refusal(grammar: Grammar, complaint: str) -> RequestError:
 def _sentence(complaint: str) -> str:
     """The library's complaint on one line of bounded length."""
     line = " ".join(complaint.replace("<non-verbose/>", "").split())
+    for word, keyword in _KEYWORDS.items():
+        if word in line and keyword not in line:
+            line = f"{keyword}: {line}"
     if line in _DEAD_ENDS:
         return "no text fits it"
     return (line if len(line) <= 400 else f"{line[:400]} …").rstrip(".")
