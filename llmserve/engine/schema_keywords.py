@@ -7,7 +7,7 @@ a check can go once the library has learnt what it is about. Standard library on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from ..errors import RequestError
@@ -68,7 +68,7 @@ def _of_all(objects: list[Object]) -> str | None:
     return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
