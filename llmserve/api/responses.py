@@ -40,7 +40,6 @@ class ResponseReply(Reply):
     def __init__(self, serving: Serving, body: ResponsesRequest, keep: Callable[[dict[str, Any]], None]) -> None:
         """`keep` gets a response that has ended well, before the client does."""
         self._tokenizer, self._keep = serving.tokenizer, keep
-        self._ping_seconds = serving.config.keep_alive_seconds / 2  # the engine's silence has another clock
         self._items = Items(summarize=(body.reasoning or {}).get("summary") is not None)
         self._head = _head(serving, body)
         self._number = 0
@@ -56,16 +55,13 @@ class ResponseReply(Reply):
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
         yield self._lifecycle("created", self._snapshot("in_progress"))
         yield self._lifecycle("in_progress", self._snapshot("in_progress"))
-        sent = time.monotonic()
         pending: list[dict[str, Any]] = []  # of tokens that have shown nothing yet
         async for event in events:
             pending += self._logprobs(event)
-            if event.is_silent and time.monotonic() - sent >= self._ping_seconds:
+            if event.is_silent:
                 yield self._lifecycle("in_progress", self._snapshot("in_progress"))
-                sent = time.monotonic()
             for item in self._items.take(event.parts, pending):
                 yield self._event(item)
-                sent = time.monotonic()
             if event.parts:
                 pending = []
             if event.finish_reason is not None:
