@@ -106,6 +106,7 @@ def conversation(body: ChatRequest) -> Conversation:
         body.documents,
         body.template_variables(),
         add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
     )
 
 

@@ -35,6 +35,7 @@ class Conversation:
     documents: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
     def prompt(self, serving: Serving) -> tuple[str, list[int]]:
         """The prompt as text and as tokens. Takes time with long ones; raises RequestError."""
@@ -50,6 +51,7 @@ class Conversation:
             tools=tools,
             documents=self.documents,
             add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
             variables=self.variables,
         )
         return text, serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
@@ -83,7 +85,11 @@ async def prepare(
         parser = partial(form.parser, frozenset(f.name for f in tools.functions), parallel=tools.parallel)
         shown += form.markers
     if tags is not None:
-        opened = conversation.add_generation_prompt and prompt.rstrip().endswith(tags.start)
+        opened = (
+            conversation.add_generation_prompt
+            and not conversation.continue_final_message
+            and prompt.rstrip().endswith(tags.start)
+        )
         parser = partial(_reasoning, tags, parser, opened)
         shown += [tags.start, tags.end]
     return Prepared(ids, replace(params, shown_token_ids=serving.tokenizer.special_among(shown)), parser)

@@ -47,8 +47,6 @@ class CountRequest(BaseModel):
 
     def as_chat(self, **more: Any) -> ChatRequest:
         """The same request for /v1/chat/completions."""
-        if self.messages and self.messages[-1].role == "assistant":
-            raise RequestError("The last message must be the user's: answers cannot be begun for the model.")
         thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
         fields: dict[str, Any] = {
             "messages": [*self._system(), *_merged(self.messages)],
@@ -56,6 +54,8 @@ class CountRequest(BaseModel):
             "reasoning_effort": (self.output_config or {}).get("effort"),
             "response_format": self._response_format(),
             "chat_template_kwargs": {"enable_thinking": thinks},
+            # An answer that has been begun for the model, which then says the rest.
+            "continue_final_message": bool(self.messages) and self.messages[-1].role == "assistant",
             **more,
         }
         if fields["tools"] and self.tool_choice is not None:

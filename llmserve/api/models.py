@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,6 +21,10 @@ def _card(serving: Serving, name: str) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": model.owned_by,
+        # What Anthropic's clients read of it.
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(model.created, timezone.utc).isoformat().replace("+00:00", "Z"),
         "root": model.id,
         "max_model_len": model.max_model_len,
         "context_length": model.max_model_len,
@@ -30,7 +35,8 @@ def _card(serving: Serving, name: str) -> dict[str, Any]:
 async def models(serving: ServingDep) -> dict[str, Any]:
     """The model under each of its names."""
     names = (serving.model.id, *serving.model.aliases)
-    return {"object": "list", "data": [_card(serving, name) for name in names]}
+    ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+    return {"object": "list", "data": [_card(serving, name) for name in names], **ends}
 
 
 @router.get("/v1/models/{name:path}")

@@ -53,7 +53,6 @@ _UNSUPPORTED = (
     "function_call",
     "audio",
     "web_search_options",
-    "continue_final_message",
     "prompt_logprobs",
     "use_beam_search",
     "suffix",
@@ -150,6 +149,7 @@ class ChatRequest(_Request):
     reasoning_effort: str | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod

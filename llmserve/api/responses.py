@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from .chat import answer
+from .chat import answer, prompt_ids
 from .errors import describe
 from .generation import Answer, Event, FinishReason, Reply, Usage
 from .logprobs import chat_logprobs
@@ -21,7 +21,7 @@ from .response_items import Items, new_id
 from .response_store import Item
 from .responses_request import ResponsesRequest
 from .state import Serving, ServingDep
-from .streaming import named_event
+from .streaming import named_event, unless_gone
 from .turns import in_their_words
 
 router = APIRouter()
@@ -166,6 +166,17 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
     with in_their_words(_NAMES):
         chat = body.as_chat([*store.conversation(body.previous_response_id), *items])
         return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
+
+
+@router.post("/v1/responses/input_tokens")
+async def count_input_tokens(body: ResponsesRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
+    """How many tokens a request would have as its prompt."""
+    serving.check_model(body.model)
+    store = serving.responses
+    with in_their_words(_NAMES):
+        chat = body.as_chat([*store.conversation(body.previous_response_id), *body.items(store.item)])
+        ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, chat)))
+    return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
 
 @router.get("/v1/responses/{response_id}")

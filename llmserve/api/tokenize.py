@@ -26,6 +26,7 @@ class TokenizeRequest(BaseModel):
     messages: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
@@ -45,7 +46,7 @@ def _ids(serving: Serving, body: TokenizeRequest) -> list[int]:
         raise RequestError("Send either a prompt, or at least one message.", param="prompt")
     if body.prompt is not None:
         return serving.tokenizer.encode(body.prompt, body.add_special_tokens is not False)
-    fields = ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")
+    fields = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
     return prompt_ids(serving, ChatRequest(**{name: getattr(body, name) for name in fields}))
 
 

@@ -22,6 +22,7 @@ from .tokenizer import read_json
 Message = Mapping[str, Any]
 
 _PROBE = "probe7Q3z"
+_END_MARK = "end7Q3z"
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -85,11 +86,14 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for these messages. Encode it with `add_special_tokens=False`: the template writes its own.
 
         Args:
+            continue_final_message: end with the text of the last message, which is the assistant's, for the model to go
+                on from; there is no generation prompt then.
             variables: further names for the template, such as `enable_thinking`.
 
         Raises:
@@ -107,18 +111,22 @@ class ChatTemplate:
         taken = _OWN_VARIABLES.union(self._special_tokens).intersection(variables or {})
         if taken:
             raise RequestError(f"{min(taken)!r} is not the request's to set.", param="chat_template_kwargs")
+        wanted = [self._as_template_wants(i, message) for i, message in enumerate(messages)]
+        if continue_final_message:
+            _mark_end(wanted)
         try:
-            return render(
+            text = render(
                 template,
                 {
                     **self._special_tokens,
                     **(variables or {}),
-                    "messages": [self._as_template_wants(i, message) for i, message in enumerate(messages)],
+                    "messages": wanted,
                     "tools": list(tools) if tools else None,
                     "documents": list(documents) if documents else None,
-                    "add_generation_prompt": add_generation_prompt,
+                    "add_generation_prompt": add_generation_prompt and not continue_final_message,
                 },
             )
+            return _up_to_mark(text) if continue_final_message else text
         except RequestError:
             raise
         except RecursionError as error:
@@ -172,6 +180,24 @@ class ChatTemplate:
         if reasoning is not None:
             wanted["reasoning_content"] = reasoning
         return wanted
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> None:
+    """Put a mark behind the text of the last message. Raises RequestError if it is none that could be gone on from."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    text = content[-1]["text"] if isinstance(content, list) and content else content
+    if last.get("role") != "assistant" or last.get("tool_calls") or not isinstance(text, str) or not text.strip():
+        raise RequestError("Only a last message of the assistant's with a text can be continued.", param="messages")
+    marked = text.rstrip() + _END_MARK  # templates trim, and models write the space before a word with the word
+    last["content"] = [*content[:-1], _text_part(marked)] if isinstance(content, list) else marked
+
+
+def _up_to_mark(text: str) -> str:
+    end = text.rfind(_END_MARK)
+    if end < 0:
+        raise RequestError("The model's chat template does not show the last message as it is.", param="messages")
+    return text[:end]
 
 
 def _text_part(text: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_streamed_and_whole_agree(server: Running) -> None:
 
 
 def test_the_order_of_events(server: Running) -> None:
-    body = {"model": MODEL, "max_tokens": 5, "messages": USER, "stream": True}
+    body = {"model": MODEL, "max_tokens": 5, "messages": USER, "stream": True, "temperature": 0}
     response = server.post("/v1/messages", body)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = events_of(response)
@@ -238,3 +238,25 @@ def test_the_api_key_header_is_anthropics() -> None:
         assert client(server, api_key="key").messages.create(model=MODEL, max_tokens=1, messages=USER).content
         with pytest.raises(anthropic.AuthenticationError):
             client(server, api_key="other").messages.count_tokens(model=MODEL, messages=USER)
+
+
+def test_an_answer_that_was_begun_is_gone_on_with() -> None:
+    def script(prompt: str) -> str:
+        assert prompt.endswith("\nThe sum")
+        return " is 7."
+
+    turns: Any = [*USER, {"role": "assistant", "content": "The sum "}]
+    with serve(executor=Executor(script=script)) as server:
+        answer = client(server).messages.create(model=MODEL, max_tokens=20, messages=turns)
+        assert answer.content[0].text == " is 7."  # type: ignore[union-attr]
+        counted = client(server).messages.count_tokens(model=MODEL, messages=turns).input_tokens
+        assert counted == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
+        empty: Any = [*USER, {"role": "assistant", "content": " "}]
+        with pytest.raises(anthropic.BadRequestError, match="can be continued"):
+            client(server).messages.create(model=MODEL, max_tokens=20, messages=empty)
+
+
+def test_models_as_anthropics_client_reads_them(server: Running) -> None:
+    models = client(server).models.list()
+    assert [model.id for model in models] == [MODEL, "tiny"] and models.data[0].display_name == MODEL
+    assert client(server).models.retrieve(MODEL).created_at.year >= 2024

@@ -226,3 +226,12 @@ def test_what_cannot_be_enforced_is_refused_in_this_endpoints_words(server: Runn
     assert error["param"].startswith("text.format") and "response_format" not in error["message"]
     error = error_of(server.post(PATH, {**ASK, "max_output_tokens": 0}))
     assert "max_output_tokens" in error["message"] and error["param"] == "max_output_tokens"
+
+
+def test_input_tokens_are_counted(talker: Running) -> None:
+    api = talker.openai()
+    made: Any = api.responses.create(model=MODEL, input="Hi", instructions="Be.")
+    counted = api.responses.input_tokens.count(model=MODEL, input="Hi", instructions="Be.")
+    assert counted.input_tokens == made.usage.input_tokens
+    more = api.responses.input_tokens.count(model=MODEL, input="So?", previous_response_id=made.id)
+    assert more.input_tokens > counted.input_tokens

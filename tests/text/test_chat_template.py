@@ -252,3 +252,34 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     assert mine.render([USER]) == "mine <s>"
     with pytest.raises(CheckpointError, match=r"gone\.jinja cannot be read"):
         ChatTemplate.from_directory(tmp_path, override=tmp_path / "gone.jinja")
+
+
+CONTINUED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The sum "}]
+
+
+@pytest.mark.parametrize("source", [templates.CHATML, templates.LLAMA3, templates.MISTRAL, templates.PARTS])
+def test_the_last_message_can_be_continued(source: str) -> None:
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    text = template.render(CONTINUED, continue_final_message=True)
+    assert text.endswith("The sum")
+    assert template.render(CONTINUED, add_generation_prompt=False).startswith(text)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        CONTINUED[:1],
+        [*CONTINUED[:1], {"role": "assistant", "content": " "}],
+        [*CONTINUED[:1], {"role": "assistant", "content": None, "tool_calls": [templates.CALL]}],
+        [*CONTINUED[:1], {"role": "assistant", "content": "a", "tool_calls": [templates.CALL]}],
+    ],
+)
+def test_what_cannot_be_continued_is_refused(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(RequestError, match="can be continued"):
+        ChatTemplate(templates.CHATML).render(messages, continue_final_message=True)
+
+
+def test_a_template_that_hides_the_last_message_is_told() -> None:
+    with pytest.raises(RequestError, match="does not show"):
+        ChatTemplate("{{ messages[0].content }}").render(CONTINUED, continue_final_message=True)
