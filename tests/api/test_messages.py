@@ -180,7 +180,10 @@ def server_error(status: int) -> httpx.Response:
 
 
 def test_a_full_queue_is_a_rate_limit() -> None:
-    with serve(limits={"max_num_seqs": 1, "max_waiting": 0}, executor=Executor(step_seconds=0.05)) as server:
+    with serve(
+        limits={"max_num_seqs": 1, "max_waiting": 0},
+        executor=Executor(step_seconds=0.05, script=lambda prompt: "a" * 200),
+    ) as server:
         with client(server).messages.stream(model=MODEL, max_tokens=100, messages=USER) as stream:
             next(iter(stream))
             with pytest.raises(anthropic.RateLimitError) as caught:
@@ -190,7 +193,7 @@ def test_a_full_queue_is_a_rate_limit() -> None:
 
 
 def test_a_failure_in_the_middle_is_an_error_event() -> None:
-    with serve(executor=Executor(nan_at=60)) as server:
+    with serve(executor=Executor(nan_at=60, script=lambda prompt: "a" * 200)) as server:
         asking = client(server).messages.stream(model=MODEL, max_tokens=100, messages=USER)
         with pytest.raises(anthropic.APIStatusError, match="not finite"), asking as stream:
             stream.get_final_message()

@@ -175,9 +175,9 @@ def test_refusals(server: Running, body: dict[str, Any], status: int, param: str
 
 
 def test_a_failure_in_the_middle_is_seen_by_every_reader() -> None:
-    with serve(executor=Executor(nan_at=60)) as server:
-        asked = {**ASK, "max_output_tokens": 100, "extra_body": {"ignore_eos": True}}
-        events = events_of(server.post(PATH, {**asked, "stream": True, "ignore_eos": True}))
+    with serve(executor=Executor(nan_at=60, script=lambda prompt: "a" * 200)) as server:
+        asked = {**ASK, "max_output_tokens": 100}
+        events = events_of(server.post(PATH, {**asked, "stream": True}))
         assert [event["type"] for event in events[-2:]] == ["response.failed", "error"]
         assert (
             events[-2]["response"]["status"] == "failed" and "not finite" in events[-2]["response"]["error"]["message"]
