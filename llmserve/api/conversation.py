@@ -20,6 +20,7 @@ from ..engine import SamplingParams
 from ..errors import RequestError
 from ..text.parsers.base import OutputParser
 from ..text.parsers.reasoning import ReasoningParser, Tags
+from .enforced import Thought, whole_grammar
 from .generation import ParserFactory
 from .state import Serving
 from .streaming import unless_gone
@@ -36,6 +37,12 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+
+    @property
+    def asks_for_thought(self) -> bool:
+        """Whether the request says that the model is to think first; a template has its own default."""
+        effort = self.variables.get("reasoning_effort")
+        return self.variables.get("enable_thinking") is True or effort not in (None, "none")
 
     def prompt(self, serving: Serving) -> tuple[str, list[int]]:
         """The prompt as text and as tokens. Takes time with long ones; raises RequestError."""
@@ -76,23 +83,24 @@ async def prepare(
     prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving)))
     serving.check_prompt(ids, param)
     tools, tags = conversation.tools, serving.reasoning_tags
-    if tools.mode == "required":
-        raise RequestError("Calls cannot be enforced yet.", param="tool_choice", code="unsupported_parameter")
     shown: list[str] = []
     parser: ParserFactory = OutputParser
     if tools.mode != "none":
         form = serving.tool_call_format
         parser = partial(form.parser, frozenset(f.name for f in tools.functions), parallel=tools.parallel)
         shown += form.markers
+    thought: Thought = "none"
     if tags is not None:
-        opened = (
-            conversation.add_generation_prompt
-            and not conversation.continue_final_message
-            and prompt.rstrip().endswith(tags.start)
-        )
-        parser = partial(_reasoning, tags, parser, opened)
+        answers = conversation.add_generation_prompt and not conversation.continue_final_message
+        if answers and prompt.rstrip().endswith(tags.start):
+            thought = "begun"
+        elif answers and conversation.asks_for_thought and not prompt.rstrip().endswith(tags.end):
+            thought = "possible"
+        parser = partial(_reasoning, tags, parser, thought == "begun")
         shown += [tags.start, tags.end]
-    return Prepared(ids, replace(params, shown_token_ids=serving.tokenizer.special_among(shown)), parser)
+    special = serving.tokenizer.special_among(shown)
+    grammar = whole_grammar(serving, tools, thought, params.grammar)
+    return Prepared(ids, replace(params, shown_token_ids=special, grammar=grammar), parser)
 
 
 def _reasoning(tags: Tags, rest: ParserFactory, opened: bool) -> OutputParser:

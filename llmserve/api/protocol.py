@@ -73,6 +73,9 @@ def one_or_many(prompts: Prompts, param: str) -> list[str | list[int]]:
     return list(prompts)  # type: ignore[arg-type]
 
 
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+
+
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
@@ -110,7 +113,8 @@ class _Request(BaseModel):
         extra = self.model_extra or {}
         for name in _UNSUPPORTED:
             if extra.get(name) not in (None, False, [], {}, "", "none"):
-                raise RequestError(f"{name} is not supported.", param=name, code="unsupported_parameter")
+                hint = f": send {_INSTEAD[name]}" if name in _INSTEAD else ""
+                raise RequestError(f"{name} is not supported{hint}.", param=name, code="unsupported_parameter")
         unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED, *GRAMMAR_FIELDS})
         if unknown:
             logger.debug("ignored unknown request fields: %s", ", ".join(unknown))

@@ -78,7 +78,7 @@ def _function(tool: Mapping[str, Any], where: str) -> Function:
             f"{where}.function.parameters must be a JSON schema, that is, an object.",
             param=f"{where}.function.parameters",
         )
-    return Function(name, json.dumps(schema or _NO_ARGUMENTS))
+    return Function(name, json.dumps(_NO_ARGUMENTS if schema is None else schema), f"{where}.function.parameters")
 
 
 def _choice(choice: str | Mapping[str, Any]) -> tuple[Literal["none", "auto", "required"], list[str] | None]:

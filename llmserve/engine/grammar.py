@@ -7,6 +7,7 @@ automata) is bounded here, before it sees a grammar (`grammar_bounds.py`).
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from ..errors import EngineError, QueueFullError, RequestError
 from ..text.tokenizer import Tokenizer
-from .grammar_bounds import check_schema, check_text, choices
+from .grammar_bounds import check_schema, check_text, check_total, choices
 from .grammar_spec import CompiledGrammar, Grammar
 
 MAX_CACHED = 64  # those that are being compiled among them
@@ -90,14 +91,19 @@ class GrammarCompiler:
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         if self._vocabulary is None:
             self._vocabulary = vocabulary(self._tokenizer, grammar.param)
-        beginning = LLMatcher(self._vocabulary, _source(grammar), log_level=0, limits=_LIMITS)
-        if beginning.is_error():
-            raise _refusal(grammar, beginning.get_error())
-        compiled = _Compiled(beginning, self._vocabulary.eos_token)
         try:
-            compiled.matcher(jump=True).mask()
-        except EngineError as error:
-            raise _refusal(grammar, str(error)) from error
+            beginning = LLMatcher(self._vocabulary, _source(grammar), log_level=0, limits=_LIMITS)
+            if beginning.is_error():
+                raise _refusal(grammar, beginning.get_error())
+            compiled = _Compiled(beginning, self._vocabulary.eos_token)
+            try:
+                compiled.matcher(jump=True).mask()
+            except EngineError as error:
+                raise _refusal(grammar, str(error)) from error
+        except RequestError:
+            for part in grammar.parts:  # if one of them is to blame, its own refusal says more
+                self._compile(part)
+            raise
         return compiled
 
 
@@ -221,11 +227,23 @@ def _source(grammar: Grammar) -> str:
         check_text(value, param)
         if grammar.kind == "regex":
             return LLMatcher.grammar_from_regex(value.removeprefix("^"))
+        if grammar.parts:
+            check_total(map(len, (value, *(part.value for part in grammar.parts))), param)
+            return json.dumps(
+                {"grammars": [{"lark_grammar": value}, *map(_part, range(len(grammar.parts)), grammar.parts)]}
+            )
         return LLMatcher.grammar_from_lark(any_to_lark(value) if grammar.kind == "ebnf" else value)
     except RequestError:
         raise
     except Exception as error:  # the converter from GBNF raises many kinds, RecursionError among them
         raise _refusal(grammar, str(error)) from error
+
+
+def _part(index: int, grammar: Grammar) -> dict[str, Any]:
+    """A grammar as an entry in the library's list of them, where others refer to it by its name."""
+    source = _source(grammar)
+    entry = json.loads(source)["grammars"][0] if source.startswith("{") else {"lark_grammar": source}
+    return {**entry, "name": f"part_{index}"}
 
 
 def _literally(text: str) -> str:

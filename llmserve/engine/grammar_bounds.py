@@ -7,6 +7,7 @@ second and some hundred megabytes. Standard library only.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import RequestError
@@ -72,8 +73,14 @@ def check_schema(text: str, param: str | None) -> Any:
     return schema
 
 
-def _check_length(text: str, param: str | None) -> None:
-    if len(text) > MAX_CHARACTERS:
+def check_total(lengths: Iterable[int], param: str | None) -> None:
+    """Refuse grammars that are too long together."""
+    total = sum(lengths)
+    if total > MAX_CHARACTERS:
         raise RequestError(
-            f"The grammar or JSON schema has {len(text)} characters, and {MAX_CHARACTERS} are the limit.", param=param
+            f"The grammar or JSON schema has {total} characters, and {MAX_CHARACTERS} are the limit.", param=param
         )
+
+
+def _check_length(text: str, param: str | None) -> None:
+    check_total([len(text)], param)

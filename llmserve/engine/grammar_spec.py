@@ -22,11 +22,13 @@ class Grammar:
             special tokens and embed schemas; "json_object" is any object.
         value: the text of it; empty for "json_object".
         param: the request's field that asked for it, for error messages.
+        parts: grammars of any kind that one of kind "lark" refers to, as @part_0, @part_1, …
     """
 
     kind: GrammarKind
     value: str = ""
     param: str | None = field(default=None, compare=False)
+    parts: tuple[Grammar, ...] = ()
 
 
 class Matcher(Protocol):

@@ -255,3 +255,23 @@ def test_tokenizers_without_bytes_or_end_are_refused() -> None:
     for tokenizer, word in ((Tokenizer(samples.word_piece()), "spell"), (Tokenizer(samples.byte_level()), "ends")):
         with pytest.raises(RequestError, match=word):
             GrammarCompiler(tokenizer).submit(Grammar("json_object")).result()
+
+
+def test_a_grammar_may_have_parts_of_every_kind(compilers: dict[str, GrammarCompiler]) -> None:
+    kinds = [Grammar("json_schema", '{"enum": [1]}'), Grammar("regex", "[0-9]x"), Grammar("choice", '["a.b"]')]
+    parts = (*kinds, Grammar("ebnf", 'root ::= "he"'), Grammar("json_object"))
+    grammar = Grammar("lark", 'start: "<" @part_0 @part_1 @part_2 @part_3 ">"', "whole", parts)
+    compiled = compilers["byte-level"].submit(grammar).result()
+    for seed in range(5):
+        assert re.fullmatch(r"<1[0-9]xa\.bhe>", text_of(BYTES, walk(compiled.matcher(jump=True), BYTES, seed)[0]))
+
+
+def test_the_part_that_is_to_blame_is_named(compilers: dict[str, GrammarCompiler]) -> None:
+    good, bad = Grammar("json_schema", "{}", "good"), Grammar("json_schema", '{"not": {}}', "bad")
+    for parts, param in (((good, bad), "bad"), ((good, good), "whole")):
+        with pytest.raises(RequestError) as caught:
+            compilers["byte-level"].submit(Grammar("lark", "start: @part_0 @part_2 @part_1", "whole", parts)).result()
+        assert caught.value.param == param
+    large = Grammar("json_schema", json.dumps({"const": "x" * 100_000}))
+    with pytest.raises(RequestError, match="are the limit"):
+        compilers["byte-level"].submit(Grammar("lark", "start: @part_0 @part_1", None, (large, large))).result()

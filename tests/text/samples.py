@@ -9,10 +9,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 SPECIALS = ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
+MARKERS = ["[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|python_start|>", "<|python_end|>"]
 
 
 def byte_level() -> Tokenizer:
-    """256 bytes, a few merges, four special tokens and an added one that is plain text."""
+    """256 bytes, a few merges, special tokens and an added one that is plain text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, "he", "ll", "hell", "hello", "Ġw", "Ã©"])}
     merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ã", "©")]
@@ -21,6 +22,7 @@ def byte_level() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     tokenizer.add_tokens([AddedToken("<tool→call>", special=False)])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in MARKERS])
     return tokenizer
 
 

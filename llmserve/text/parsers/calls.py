@@ -197,10 +197,11 @@ class CallParser(OutputParser):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that a model may call, with the JSON schema of its arguments as JSON text."""
+    """A function that a model may call, with the JSON schema of its arguments as JSON text; `param` is its place."""
 
     name: str
     schema: str
+    param: str = ""
 
 
 Marker = Callable[[str], str]  # a marker as a grammar writes it: a special token, or its characters
@@ -216,7 +217,7 @@ class Format:
         signs: any of these in a chat template, or among the special tokens, tells the format.
         markers: texts that are special tokens in some tokenizers and must be seen by the parser.
         constraint: the rules of a Lark grammar, beginning with `calls`, that admits one or more (`many`) calls of the
-            functions and nothing else.
+            functions and nothing else. The arguments of function i are left to a grammar of their own, `@part_i`.
     """
 
     name: str
@@ -228,11 +229,8 @@ class Format:
 
 def json_calls(functions: Sequence[Function], arguments: str = "arguments") -> str:
     """The rule `call` of a Lark grammar: one JSON object, as templates write it."""
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}"]
-    for i, function in enumerate(functions):
-        opening = f'{{"name": {json.dumps(function.name)}, "{arguments}": '
-        rules += [f'call_{i}: {quoted(opening)} arguments_{i} "}}"', f"arguments_{i}: %json {function.schema}"]
-    return "\n".join(rules)
+    openings = [quoted(f'{{"name": {json.dumps(f.name)}, "{arguments}": ') for f in functions]
+    return "call: " + " | ".join(f'{opening} @part_{i} "}}"' for i, opening in enumerate(openings))
 
 
 def quoted(text: str) -> str:

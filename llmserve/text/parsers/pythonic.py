@@ -6,10 +6,9 @@ parser reads too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from .calls import Format
-from .json import FORMAT as JSON
+from .calls import Format, Function, Marker, json_calls, quoted
 from .json import JsonParser
 from .python_literal import python_value
 from .stream import Give, NotThisError, Reading
@@ -122,4 +121,9 @@ class _Arguments:
         self._pending = ""
 
 
-FORMAT = Format("pythonic", PythonicParser, (_START, "[func_name1("), (_START, _END), JSON.constraint)
+def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> str:
+    more = f" ({quoted(', ')} call)*" if many else ""
+    return f'calls: "[" call{more} "]"\n{json_calls(functions)}'
+
+
+FORMAT = Format("pythonic", PythonicParser, (_START, "[func_name1("), (_START, _END), _constraint)
