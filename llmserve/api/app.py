@@ -15,7 +15,7 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
-from . import chat, completions, embeddings, errors, messages, metrics, models, responses, tokenize
+from . import chat, completions, embeddings, errors, messages, metrics, models, page, responses, tokenize
 from .body import BodyGuard
 from .gate import GateKeeper
 from .launch import api_keys
@@ -63,7 +63,9 @@ def create_app(
             )
         )
     if keys := api_keys(config):
-        middleware.append(Middleware(ApiKey, keys=keys, open_paths=config.open_paths))
+        middleware.append(
+            Middleware(ApiKey, keys=keys, open_paths={*config.open_paths, *(page.PATHS if config.page else ())})
+        )
     middleware.append(Middleware(GateKeeper, gate=serving.gate))
     middleware.append(
         Middleware(
@@ -86,4 +88,6 @@ def create_app(
     errors.install(app)
     for endpoints in (chat, completions, responses, messages, embeddings, tokenize, models, metrics):
         app.include_router(endpoints.router)
+    if config.page:
+        app.include_router(page.router)
     return app

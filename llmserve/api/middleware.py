@@ -113,7 +113,7 @@ class ApiKey:
 
     def __init__(self, app: ASGIApp, keys: Collection[str], open_paths: Collection[str]) -> None:
         self._app = app
-        self._keys = [_digest(key) for key in keys]
+        self._keys = [_digest(key.encode()) for key in keys]
         self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,10 +121,11 @@ class ApiKey:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        given = [bearer] if scheme.lower() == "bearer" else []
         given += headers.getlist("x-api-key")
         # Every key is compared, as hashes of one length, so that the time taken says nothing about which one is near.
-        matches = [secrets.compare_digest(_digest(word), key) for word in given for key in self._keys]
+        digests = [_digest(word.strip().encode("latin-1")) for word in given]
+        matches = [secrets.compare_digest(digest, key) for digest in digests for key in self._keys]
         if any(matches):
             return await self._app(scope, receive, send)
         error = HTTPException(
@@ -135,5 +136,5 @@ class ApiKey:
         await refusal(scope["path"], error)(scope, receive, send)
 
 
-def _digest(word: str) -> bytes:
-    return hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
+def _digest(word: bytes) -> bytes:
+    return hashlib.sha256(word).digest()

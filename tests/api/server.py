@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,10 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+from fastapi import FastAPI
 
 from llmserve.api.app import create_app
-from llmserve.api.state import ServedModel
+from llmserve.api.state import ServedModel, Serving
 from llmserve.config import ServerConfig
 from llmserve.engine import AsyncEngine, EngineCore, Pooled, SampledToken, SchedulerConfig, TokenLogprob
 from llmserve.engine.grammar import GrammarCompiler
@@ -31,6 +33,7 @@ from ..text import samples, templates
 MODEL = "org/tiny"
 EOS = "<|end|>"
 CONTEXT = 512
+WORDS = functools.cache(samples.byte_level)
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Executor(FakeExecutor):
     def choose(self, state: int, sequence: Sequence, allowed: Items[int] | None) -> int:
         """The script's next token; where a grammar has led elsewhere or does not allow it, noise."""
         if self.script is not None:
-            words = samples.byte_level()
+            words = WORDS()
             prompt = words.decode(sequence.request.prompt_ids, skip_special_tokens=False)
             answer = words.encode(self.script(prompt), add_special_tokens=False).ids
             said = sequence.num_generated_tokens
@@ -107,17 +110,14 @@ class Running:
         raise AssertionError(f"the engine is not idle: {self.engine.stats()}")
 
 
-@contextmanager
-def serve(
-    *,
-    executor: Executor | None = None,
+def build(
+    executor: Executor,
     template: str | None = templates.CHATML,
     limits: Mapping[str, Any] | None = None,
     defaults: Mapping[str, float] | None = None,
     **settings: Any,
-) -> Iterator[Running]:
-    """Run a server until the block ends. `limits` are the scheduler's, `settings` the server's."""
-    executor = executor or Executor()
+) -> tuple[FastAPI, ServerConfig, Serving]:
+    """An app over fakes. `limits` are the scheduler's, `settings` the server's."""
     tokenizer = Tokenizer(samples.byte_level(), special_tokens={"eos_token": EOS, "bos_token": "<|begin|>"})
     chat_template = ChatTemplate(template, tokenizer.special_tokens)
 
@@ -136,7 +136,16 @@ def serve(
 
     engine = AsyncEngine(core, GrammarCompiler(tokenizer))
     model = ServedModel(MODEL, executor.max_model_len, aliases=("tiny",), sampling_defaults=dict(defaults or {}))
-    app = create_app(engine, tokenizer, chat_template, model, ServerConfig(**{"drain_seconds": 0.0, **settings}))
+    config = ServerConfig(**{"drain_seconds": 0.0, **settings})
+    app = create_app(engine, tokenizer, chat_template, model, config)
+    return app, config, app.state.serving
+
+
+@contextmanager
+def serve(*, executor: Executor | None = None, **options: Any) -> Iterator[Running]:
+    """Run a server until the block ends. The options are those of `build`."""
+    executor = executor or Executor()
+    app, _, serving = build(executor, **options)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -148,7 +157,7 @@ def serve(
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, timeout=20) as http:
-            yield Running(url, engine, tokenizer, chat_template, executor, http)
+            yield Running(url, serving.engine, serving.tokenizer, serving.chat_template, executor, http)
     finally:
         server.should_exit = True
         thread.join(10)
