@@ -9,9 +9,9 @@ from __future__ import annotations
 import codecs
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig
+from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig, Scored, TokenLogprob
 from llmserve.engine.grammar_spec import CompiledGrammar
 from llmserve.engine.scheduler import SchedulerOutput
 from llmserve.engine.sequence import Sequence as EngineSequence
@@ -44,6 +44,21 @@ def pooled(token_ids: Sequence[int]) -> bytes:
     return struct.pack("<8f", *(count / length for count in counts))
 
 
+def score(state: int | None, token: int) -> TokenLogprob:
+    """The log-probability of a token after a context whose prefix hash is `state`."""
+    assert state is not None
+    return TokenLogprob(token, -(_mix(state, token) % 1000) / 100)
+
+
+def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    """What scoring a prompt must give: an entry for each token but the first."""
+    state, scores = _mix(0, prompt_ids[0]), []
+    for token in prompt_ids[1:]:
+        scores.append(score(state, token))
+        state = _mix(state, token)
+    return tuple(scores)
+
+
 @dataclass
 class FakeExecutor:
     """An `Executor` whose page slots hold the hash of all tokens up to theirs, as keys and values do.
@@ -65,6 +80,7 @@ class FakeExecutor:
     def __post_init__(self) -> None:
         self.slots: list[int | None] = [None] * (self.num_pages * self.page_size)
         self.sums: dict[int, list[int]] = {}  # of prompts that are pooled, as far as they have come
+        self.scores: dict[int, list[TokenLogprob]] = {}  # of prompts that are scored
 
     def execute(self, plan: SchedulerOutput) -> Mapping[int, SampledToken | Pooled | EngineError]:
         self.steps += 1
@@ -93,13 +109,25 @@ class FakeExecutor:
             if params.pooling is not None:
                 read = self.sums[sequence.seq_id] = [] if start == 0 else self.sums.get(sequence.seq_id, [])
                 read += sequence.token_ids[start:end] if params.needs_every_position else ()
+            if sequence.is_scoring:
+                scores = self.scores[sequence.seq_id] = [] if start == 0 else self.scores[sequence.seq_id]
+                scores += (
+                    score(slots[sequence.pages[p // size] * size + p % size], sequence.token_ids[p + 1])
+                    for p in range(start, min(end, len(sequence.token_ids) - 1))
+                )
             if end == len(sequence.token_ids):
                 if end == self.nan_at:
                     result[sequence.seq_id] = EngineError("the logits are not finite")
                 elif params.pooling is not None:
                     result[sequence.seq_id] = Pooled(pooled(self.sums.pop(sequence.seq_id) or [sequence.token_ids[-1]]))
+                elif sequence.is_scoring and params.max_tokens == 0:
+                    result[sequence.seq_id] = Scored(tuple(self.scores.pop(sequence.seq_id)))
                 else:
-                    result[sequence.seq_id] = self.sample(state, sequence)
+                    scored = tuple(self.scores.pop(sequence.seq_id)) if sequence.is_scoring else None
+                    token = self.sample(state, sequence)
+                    if isinstance(token, SampledToken):
+                        token = replace(token, prompt_logprobs=scored)
+                    result[sequence.seq_id] = token
         return result
 
     def sample(self, state: int, sequence: EngineSequence) -> SampledToken | EngineError:
@@ -224,6 +252,8 @@ def run_alone(
     limit = max_model_len - len(prompt_ids)
     if params.max_tokens is not None:
         limit = min(limit, params.max_tokens)
+    if params.max_tokens == 0:
+        return Answer((), "", "length", None)
     matcher = None if grammar is None else grammar.matcher(jump=False)
     while True:
         allowed = None if matcher is None else allowed_tokens(matcher.mask(), vocab_size)
@@ -277,6 +307,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._parts: dict[str, dict[int, list]] = {}
+        self.prompt_logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
         self.finished: dict[str, bool] = {}
 
     def take(self, outputs) -> None:  # type: ignore[no-untyped-def]
@@ -289,6 +320,9 @@ class Collector:
                 assert choices or delta.index == 0 or delta.finish_reason == "abort", "choice 0 must come first"
                 deltas = choices.setdefault(delta.index, [])
                 assert not deltas or deltas[-1].finish_reason is None, "news of a finished choice"
+                if delta.prompt_logprobs is not None:
+                    assert not deltas and delta.index == 0, "a prompt's scores come first, and once"
+                    self.prompt_logprobs[output.request_id] = delta.prompt_logprobs
                 deltas.append(delta)
 
     def answers(self) -> dict[str, dict[int, Answer]]:

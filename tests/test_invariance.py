@@ -13,18 +13,20 @@ import pytest
 
 from llmserve.engine import Grammar, SamplingParams
 from llmserve.errors import QueueFullError
-from tests.fakes import Collector, FakeExecutor, FakeGrammar, make_core, run_alone
+from tests.fakes import Collector, FakeExecutor, FakeGrammar, make_core, run_alone, scores_of
 
 WORKLOADS = 1000
 BATCHES = 10
 
 
 def random_params(rng: random.Random, vocab_size: int) -> SamplingParams:
+    scored, n = rng.choice([None, None, None, 0]), rng.choice([1, 1, 1, 2, 3])
     return SamplingParams(
-        max_tokens=rng.choice([1, 5, 12, 20, 30, None]),
+        max_tokens=rng.choice([1, 5, 12, 20, 30, None, *([0] if n == 1 and scored == 0 else [])]),
+        prompt_logprobs=scored,
         temperature=rng.choice([0.0, 1.0]),
         seed=rng.randrange(2**64),
-        n=rng.choice([1, 1, 1, 2, 3]),
+        n=n,
         stop=tuple(rng.sample(["aab", "ca", "bcbc", "é", "c a", "cc"], rng.choice([0, 0, 0, 1, 2]))),
         stop_token_ids=tuple(rng.sample(range(vocab_size), rng.choice([0, 0, 0, 1]))),
         ignore_eos=rng.random() < 0.3,
@@ -93,6 +95,9 @@ def run_workload(seed: int) -> Counter[str]:
     answers = told.answers()
     for name, (prompt, params) in asked.items():
         assert told.finished[name]
+        if answers[name][0].finish_reason != "abort":
+            scores = None if params.prompt_logprobs is None else scores_of(prompt)
+            assert told.prompt_logprobs.get(name) == scores, f"the scores of {name}"
         assert set(answers[name]) == set(range(params.n))
         for index, answer in answers[name].items():
             alone = run_alone(
@@ -124,6 +129,7 @@ def run_workload(seed: int) -> Counter[str]:
         preemptions=stats.num_preemptions,
         prefix_hits=stats.prefix_hits,
         forced=executor.num_forced,
+        scored=len(told.prompt_logprobs),
         **{f"ended: {reason}": count for reason, count in stats.finished.items()},
     )
 
@@ -137,7 +143,7 @@ def test_scheduling_does_not_change_tokens(batch: int) -> None:
         except AssertionError as error:
             raise AssertionError(f"workload {seed}: {error}") from error
     # The workloads are worth nothing if they miss the hard cases.
-    wanted = {"preemptions": 20, "prefix_hits": 500, "forced": 100, "ended: abort": 5, "ended: length": 50}
+    wanted = {"preemptions": 20, "prefix_hits": 500, "forced": 100, "scored": 50, "ended: abort": 5}
     for what, least in wanted.items():
         assert seen[what] >= least, f"only {seen[what]} {what}"
-    assert seen["ended: stop"] >= 50
+    assert min(seen["ended: stop"], seen["ended: length"]) >= 50

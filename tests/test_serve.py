@@ -133,6 +133,53 @@ def test_a_seed_reproduces_under_load(server, client):
     assert len(set(together)) == 3 and together[:3] * 8 == together
 
 
+def test_a_prompt_is_scored_as_its_tokens_are_when_they_are_generated(client):
+    """Whatever the prefix cache holds by then, and beside an answer as well as with none."""
+    options = {"model": client.models.list().data[0].id, "temperature": 0, "logprobs": 2}
+    prompt = list(range(300, 340))
+    alone = client.completions.create(prompt=prompt, max_tokens=0, echo=True, **options).choices[0]
+    answer = client.completions.create(prompt=prompt, max_tokens=8, **options).choices[0]
+    both = client.completions.create(prompt=prompt, max_tokens=8, echo=True, **options).choices[0]
+    assert both.text == alone.text + answer.text
+    assert both.logprobs.token_logprobs[:40] == alone.logprobs.token_logprobs
+    assert both.logprobs.tokens == alone.logprobs.tokens + answer.logprobs.tokens
+    for i in (1, 2, 17, 39):
+        forced = {str(prompt[i]): 100}  # which does not show in log-probabilities
+        one = client.completions.create(prompt=prompt[:i], max_tokens=1, logit_bias=forced, **options).choices[0]
+        assert one.logprobs.tokens == alone.logprobs.tokens[i : i + 1]
+        assert math.isclose(one.logprobs.token_logprobs[0], alone.logprobs.token_logprobs[i], abs_tol=1e-3)
+
+
+def test_structured_answers_beside_free_ones(server, client):
+    """A grammar binds its own sequence; what runs beside it comes out as it does alone."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "degrees": {"type": "integer", "maximum": 60}},
+        "required": ["city", "degrees"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema, "strict": True}}
+
+    async def ask(kinds: list[bool]) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as a:
+            bound = {True: {"response_format": asked}, False: {}}
+            calls = [
+                a.chat.completions.create(model="tiny-qwen3", messages=ASK, seed=i, max_tokens=48, **bound[kind])
+                for i, kind in enumerate(kinds)
+            ]
+            return [r.choices[0].message.content for r in await asyncio.gather(*calls)]
+
+    alone = [asyncio.run(ask([False] * (i + 1)))[i] for i in range(4)]
+    mixed = asyncio.run(ask([False, True] * 8))
+    assert [mixed[0], mixed[2]] == [alone[0], alone[2]]
+    for text in mixed[1::2]:
+        assert text.startswith("{") and text[1:].lstrip().startswith('"city"')
+        if text.endswith("}"):
+            answer = json.loads(text)
+            assert set(answer) == {"city", "degrees"} and answer["degrees"] <= 60
+    assert any(text.endswith("}") for text in mixed[1::2])
+
+
 def test_the_prefix_cache_is_reported(client):
     model = client.models.list().data[0].id
     long = [{"role": "user", "content": "word " * 100}]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine import TokenLogprob
+from ..engine import SamplingParams, TokenLogprob
+from ..text.infill import infill
 from ..text.parsers.base import fold_parts
 from .chunks import Choice, ChunkReply
 from .generation import Answer, Event, respond
-from .logprobs import text_logprobs
+from .logprobs import TextLogprobs
 from .protocol import CompletionRequest
 from .state import Serving, ServingDep
 from .streaming import unless_gone
@@ -19,53 +22,88 @@ from .streaming import unless_gone
 router = APIRouter()
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's tokens, the text to give back before its answers, and the tokens that end them beside the model's."""
+
+    ids: list[int]
+    echo: str = ""
+    ends: tuple[int, ...] = ()
+
+
 class TextReply(ChunkReply):
-    """Plain text. With `echo`, a choice's text begins with its prompt's."""
+    """Plain text. With `echo`, a choice's text begins with its prompt's; and with `logprobs` that is scored like it."""
 
     prefix = "cmpl"
     object = chunk_object = "text_completion"
 
-    def __init__(self, serving: Serving, body: CompletionRequest, prompts: int, n: int, echoes: list[str]) -> None:
-        super().__init__(serving, body.model, prompts * n, body.include_usage)
-        self._n, self._echoes = n, echoes
-        self._offsets: dict[int, int] = {}
+    def __init__(
+        self, serving: Serving, body: CompletionRequest, prompts: Sequence[Prompt], params: SamplingParams
+    ) -> None:
+        choices = len(prompts) * params.n
+        super().__init__(serving, body.model, choices, body.include_usage)
+        self._prompts, self._n = prompts, params.n
+        self._is_scored = body.scores_prompt
+        self._scores: dict[int, Sequence[TokenLogprob]] = {}  # by prompt
+        self._logprobs = [TextLogprobs(serving.tokenizer, params) for _ in range(choices)]
+        self._echoed: set[int] = set()
 
     def opening(self, index: int) -> Choice | None:
-        echo = self._echo(index)
-        return self._choice(index, echo) if echo else None
+        echo = self._prompts[index // self._n].echo
+        return _choice(index, echo) if echo and not self._is_scored else None
 
     def pieces(self, event: Event) -> list[Choice]:
-        if event.finish_reason is not None and not event.parts and not event.logprobs:
-            return []
-        return [self._choice(event.choice, fold_parts(event.parts).text, event.logprobs)]
+        pieces = []
+        if self._is_scored and not event.is_silent and event.choice not in self._echoed:
+            pieces.append(_choice(event.choice, *self._echo(event.choice, event.prompt_logprobs)))
+        if event.parts or event.logprobs or event.is_silent:
+            pieces.append(self._piece(event.choice, fold_parts(event.parts).text, event.logprobs))
+        return pieces
 
     def ending(self, event: Event) -> Choice:
-        choice = self._choice(event.choice, "")
-        return {**choice, "finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+        return _ended(_choice(event.choice, ""), event)
 
     def choice(self, index: int, answer: Answer) -> Choice:
-        choice = self._choice(index, self._echo(index) + answer.output.text, answer.logprobs)
-        return {**choice, "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
+        echo, scores = self._prompts[index // self._n].echo, None
+        if self._is_scored:
+            echo, scores = self._echo(index, answer.prompt_logprobs)
+        piece = self._piece(index, answer.output.text, answer.logprobs)
+        logprobs = piece["logprobs"]
+        if scores is not None:
+            logprobs = {name: [*its, *(logprobs[name] if logprobs else ())] for name, its in scores.items()}
+        return _ended(_choice(index, echo + piece["text"], logprobs), answer)
 
-    def _echo(self, index: int) -> str:
-        return self._echoes[index // self._n] if self._echoes else ""
+    def _echo(self, index: int, scores: Sequence[TokenLogprob] | None) -> tuple[str, dict[str, Any]]:
+        """A scored prompt's text and log-probabilities. Its first choice brings them, and all others follow that."""
+        prompt = self._prompts[index // self._n]
+        scores = self._scores.setdefault(index // self._n, scores or ())
+        self._echoed.add(index)
+        return prompt.echo, self._logprobs[index].echo(prompt.echo, prompt.ids, scores)
 
-    def _choice(self, index: int, text: str, chosen: Sequence[TokenLogprob] | None = None) -> Choice:
-        logprobs = None
-        if chosen:
-            offset = self._offsets.get(index, 0)
-            logprobs = text_logprobs(self.tokenizer, chosen, offset)
-            self._offsets[index] = offset + sum(len(token) for token in logprobs["tokens"]) if logprobs else offset
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+    def _piece(self, index: int, text: str, chosen: Sequence[TokenLogprob] | None) -> Choice:
+        return _choice(index, text, self._logprobs[index].of(chosen) if chosen else None)
 
 
-def _prompt_ids(serving: Serving, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
-    """Every prompt's tokens, and its text if that is to be echoed."""
-    prompts, tokenizer = body.prompts(), serving.tokenizer
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None = None) -> Choice:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+
+def _ended(choice: Choice, news: Event | Answer) -> Choice:
+    return {**choice, "finish_reason": news.finish_reason, "stop_reason": news.stop_reason}
+
+
+def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
     special = body.add_special_tokens is not False
-    ids = [tokenizer.encode(p, special) if isinstance(p, str) else p for p in prompts]
-    echoes = [p if isinstance(p, str) else tokenizer.decode(p) for p in prompts] if body.echo else []
-    return ids, echoes
+    return [_prompt(serving, body, prompt, special) for prompt in body.prompts()]
+
+
+def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> Prompt:
+    tokenizer = serving.tokenizer
+    echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+    if body.suffix:
+        ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
+        return Prompt(ids, echo, ends)
+    return Prompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
 
 
 @router.post("/v1/completions")
@@ -74,8 +112,9 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
     serving.check_model(body.model)
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
-    prompts, echoes = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
-    for ids in prompts:
-        serving.check_prompt(ids, "prompt")
-    reply = TextReply(serving, body, len(prompts), params.n, echoes)
-    return await respond(request, serving, reply, prompts, params, stream=bool(body.stream))
+    prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompts(serving, body)))
+    for prompt in prompts:
+        serving.check_prompt(prompt.ids, "prompt", answered=params.max_tokens != 0)
+    params = replace(params, stop_token_ids=(*params.stop_token_ids, *prompts[0].ends))
+    reply = TextReply(serving, body, prompts, params)
+    return await respond(request, serving, reply, [p.ids for p in prompts], params, stream=bool(body.stream))

@@ -64,7 +64,8 @@ class Event:
     """News of one choice. Choices are counted over all prompts: prompt × n + choice.
 
     An event without parts, logprobs and reason is a sign of life (`is_silent`), and otherwise left out. A choice's
-    last event has its finish reason, and perhaps its last parts. `usage` is of the whole request up to now.
+    last event has its finish reason, and perhaps its last parts. `usage` is of the whole request up to now. Where a
+    prompt is scored, its choice 0 brings the `prompt_logprobs` with its first event, before any other choice's.
     """
 
     choice: int
@@ -73,21 +74,26 @@ class Event:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def is_silent(self) -> bool:
-        return not self.parts and not self.logprobs and self.finish_reason is None
+        return not self.parts and not self.logprobs and self.prompt_logprobs is None and self.finish_reason is None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice, whole: all of its events, folded. `parts` are those of the stream, in their order."""
+    """One choice, whole: all of its events, folded. `parts` are those of the stream, in their order.
+
+    `prompt_logprobs` are with the first choice of each prompt.
+    """
 
     output: ParsedOutput
     parts: tuple[Part, ...]
     logprobs: tuple[TokenLogprob, ...] | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Reply(ABC):
@@ -155,7 +161,9 @@ async def generate(
                     completion_tokens=usage.completion_tokens + len(delta.token_ids),
                     reasoning_tokens=usage.reasoning_tokens + choices[index].count_reasoning(delta.token_ids),
                 )
-                event = Event(index, usage, parts, delta.logprobs, finish_reason, delta.stop_reason)
+                event = Event(
+                    index, usage, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs
+                )
                 if not event.is_silent or time.monotonic() - said >= serving.config.keep_alive_seconds:
                     yield event
                     said = time.monotonic()
@@ -215,6 +223,7 @@ def _answer(events: list[Event]) -> Answer:
         tuple(p for event in events for p in event.logprobs or ()) if asked else None,
         last.finish_reason,
         last.stop_reason,
+        events[0].prompt_logprobs,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine import TokenLogprob
+from ..engine import SamplingParams, TokenLogprob
 from ..text.tokenizer import Tokenizer
 
 _FLOOR = -9999.0  # OpenAI's; JSON has no infinity
@@ -27,25 +27,40 @@ def chat_logprobs(tokenizer: Tokenizer, chosen: Sequence[TokenLogprob] | None) -
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokenizer: Tokenizer, chosen: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any] | None:
-    """/v1/completions: parallel lists. `offset` is where in the text the first token stands."""
-    if chosen is None:
-        return None
-    tokens = [_key(tokenizer.token_bytes(token.token_id)) for token in chosen]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
-    top = [
-        {_key(tokenizer.token_bytes(i)): max(p, _FLOOR) for i, p in (*token.top, (token.token_id, token.logprob))}
-        for token in chosen
-    ]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [max(token.logprob, _FLOOR) for token in chosen],
-        "top_logprobs": top,
-        "text_offset": offsets,
-    }
+class TextLogprobs:
+    """/v1/completions: parallel lists, piece by piece; one for each choice, whose text it measures."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._tokenizer, self._params = tokenizer, params
+        self._length = 0  # of the text so far
+        self._stream = tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+
+    def echo(self, text: str, ids: Sequence[int], scores: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Of a prompt that is given back before the rest. Nothing stands before its first token, which has none."""
+        answers = self._stream
+        self._stream = self._tokenizer.stream()
+        lists = self._lists([(ids[0], None), *((score.token_id, score) for score in scores)])
+        self._stream, self._length = answers, len(text)
+        return lists
+
+    def of(self, chosen: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Of the next tokens."""
+        return self._lists([(token.token_id, token) for token in chosen])
+
+    def _lists(self, tokens: Sequence[tuple[int, TokenLogprob | None]]) -> dict[str, list[Any]]:
+        lists: dict[str, list[Any]] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+        for token_id, scored in tokens:
+            lists["tokens"].append(self._key(token_id))
+            lists["text_offset"].append(self._length)
+            self._length += len(self._stream.step(token_id))
+            lists["token_logprobs"].append(None if scored is None else max(scored.logprob, _FLOOR))
+            # The chosen one last, so that it stands there whatever else is spelt like it.
+            top = None if scored is None else (*scored.top, (token_id, scored.logprob))
+            lists["top_logprobs"].append(top and {self._key(i): max(p, _FLOOR) for i, p in top})
+        return lists
+
+    def _key(self, token_id: int) -> str:
+        return _key(self._tokenizer.token_bytes(token_id))
 
 
 def _key(spelt: bytes) -> str:

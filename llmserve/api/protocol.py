@@ -123,11 +123,17 @@ class _Request(BaseModel):
         """What the answer must be, if the request says so."""
         return requested_grammar({**(self.model_extra or {}), "response_format": self.response_format})
 
-    def _sampling(self, defaults: Mapping[str, float], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling(
+        self,
+        defaults: Mapping[str, float],
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}
-        return SamplingParams(**settings, grammar=self.grammar())
+        return SamplingParams(**settings, grammar=self.grammar(), prompt_logprobs=prompt_logprobs)
 
 
 class Message(BaseModel):
@@ -191,16 +197,20 @@ class CompletionRequest(_Request):
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0)
     best_of: int | None = None
+    suffix: str | None = None
     add_special_tokens: bool | None = None
 
     def check_supported(self) -> None:
         super().check_supported()
         if self.best_of not in (None, 1, self.n):
             raise RequestError("best_of is not supported, only as many as n.", param="best_of")
-        if self.max_tokens == 0:
-            raise RequestError("max_tokens must be at least 1: prompts are not scored yet.", param="max_tokens")
-        if self.echo and self.logprobs is not None:
-            raise RequestError("echo with logprobs is not supported yet: prompts are not scored.", param="echo")
+        if self.suffix and self.scores_prompt:
+            raise RequestError("With a suffix, echo cannot be had together with logprobs.", param="suffix")
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own log-probabilities are wanted."""
+        return bool(self.echo) and self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
@@ -209,4 +219,5 @@ class CompletionRequest(_Request):
     def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
         """What this request asks of sampling, over a model's defaults."""
         max_tokens = _LEGACY_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        return self._sampling(defaults, max_tokens, self.logprobs)
+        scores = (self.logprobs or 0) if self.scores_prompt or max_tokens == 0 else None
+        return self._sampling(defaults, max_tokens, self.logprobs, scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
 from .grammar_spec import Grammar
-from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, TokenLogprob, fold
+from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored, TokenLogprob, fold
 from .sampling_params import SamplingParams
 from .scheduler_config import SchedulerConfig
 
@@ -25,6 +25,7 @@ __all__ = [
     "SampledToken",
     "SamplingParams",
     "SchedulerConfig",
+    "Scored",
     "TokenLogprob",
     "fold",
 ]

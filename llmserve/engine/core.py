@@ -13,7 +13,7 @@ from typing import Protocol, get_args
 from ..errors import ConfigError, RequestError
 from .detokenize import Detokenizer, Tokenizer
 from .grammar_spec import CompiledGrammar
-from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken
+from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored
 from .sampling_params import SamplingParams
 from .scheduler import Sampled, Scheduler, SchedulerOutput
 from .scheduler_config import SchedulerConfig
@@ -173,7 +173,7 @@ class EngineCore:
     def close(self) -> None:
         self.executor.close()
 
-    def _emit(self, news: Iterable[tuple[Sequence, SampledToken | Pooled | None]]) -> list[RequestOutput]:
+    def _emit(self, news: Iterable[tuple[Sequence, SampledToken | Pooled | Scored | None]]) -> list[RequestOutput]:
         deltas: dict[Request, list[ChoiceDelta]] = {}
         for sequence, result in news:
             deltas.setdefault(sequence.request, []).append(self._delta(sequence, result))
@@ -189,7 +189,7 @@ class EngineCore:
             for request, its in deltas.items()
         ]
 
-    def _delta(self, sequence: Sequence, result: SampledToken | Pooled | None) -> ChoiceDelta:
+    def _delta(self, sequence: Sequence, result: SampledToken | Pooled | Scored | None) -> ChoiceDelta:
         text, words = "", self._texts.get(sequence.seq_id)
         token = result if isinstance(result, SampledToken) else None
         token_ids = (token.token_id, *token.forced) if token is not None else ()
@@ -218,6 +218,7 @@ class EngineCore:
             stop_reason=sequence.stop_reason,
             error=sequence.error,
             vector=result.vector if isinstance(result, Pooled) else None,
+            prompt_logprobs=result.prompt_logprobs if isinstance(result, (SampledToken, Scored)) else None,
         )
 
 

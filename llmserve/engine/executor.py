@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from ..compile.compiled import CompiledModel
 from .model_runner import ModelRunner
 from .pooler import Pooler, wanted_rows
 from .sampler import Sampler
 from .scheduler import Sampled, SchedulerOutput
+from .scorer import Scorer
 
 
 class LocalExecutor:
@@ -28,11 +31,14 @@ class LocalExecutor:
         self.runner = ModelRunner(model, num_pages, num_threads)
         self._sampler = Sampler(eos_token_ids, self.runner.draw)
         self._pooler = Pooler()
+        self._scorer = Scorer(self.runner.head, model.interface.max_num_seqs, self._sampler)
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
         self._pooler.forget(plan.finished)
+        self._scorer.forget(plan.finished)
         pooled = [item for item in plan.scheduled if item.sequence.request.params.pooling]
-        others = [item for item in plan.scheduled if not item.sequence.request.params.pooling]
+        scored = [item for item in plan.scheduled if item.sequence.is_scoring]
+        others = [i for i in plan.scheduled if not (i.sequence.request.params.pooling or i.sequence.is_scoring)]
         results: dict[int, Sampled] = {}
         if others:
             logits = self.runner.logits(others)
@@ -41,6 +47,9 @@ class LocalExecutor:
             results = {sequence.seq_id: token for sequence, token in zip(sampling, tokens, strict=True)}
         if pooled:  # a call of its own: it returns rows by the hundred, and needs no logits of them
             results |= self._pooler.pool(pooled, self.runner.hidden(pooled, wanted_rows(pooled)))
+        if scored:
+            everything = np.arange(sum(item.num_tokens for item in scored), dtype=np.int32)
+            results |= self._scorer.score(scored, self.runner.hidden(scored, everything))
         return results
 
     def close(self) -> None:

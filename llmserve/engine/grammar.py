@@ -47,6 +47,7 @@ _KEYWORDS = {
     "regex is empty": "pattern or format",
     "present in a registry": "$ref",
     "Pointer '": "$ref",
+    "circular references": "$ref",
     "intersection stack": "allOf",
     "integer interval": "minimum and maximum",
     "a multiple of": "multipleOf",

@@ -20,11 +20,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What the executor chose for one sequence in one step, and the tokens that its grammar forces to follow."""
+    """What the executor chose for one sequence in one step, and the tokens that its grammar forces to follow.
+
+    `prompt_logprobs` come with the first token of a request that asked for them: see `Scored`.
+    """
 
     token_id: int
     logprob: TokenLogprob | None = None
     forced: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,22 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What the executor made of a prompt that nothing is to follow: a log-probability for each of its tokens but the
+    first, which nothing stands before."""
+
+    prompt_logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     """What one step added to one choice of a request.
 
     `text` may be empty while a character or a possible stop string is incomplete; `token_ids` and `logprobs` are
     those of this delta alone. `stop_reason` is the stop string or stop token id that ended the choice, if one did (None
     at the model's own end of sequence); `error` says why, where `finish_reason` is "error". `vector` is what a request
-    that pools gets instead of tokens, once: little-endian float32.
+    that pools gets instead of tokens, once: little-endian float32. `prompt_logprobs` are in choice 0's first delta, if
+    they were asked for: one for each of the prompt's tokens but the first.
     """
 
     index: int
@@ -52,6 +65,7 @@ class ChoiceDelta:
     stop_reason: str | int | None = None
     error: str | None = None
     vector: bytes | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +113,5 @@ def _join(deltas: list[ChoiceDelta]) -> ChoiceDelta:
         stop_reason=last.stop_reason,
         error=last.error,
         vector=last.vector,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

@@ -111,7 +111,7 @@ def _sampled(raw: _Floats, token: int, sequence: Sequence) -> Sampled:
         forced = () if sequence.matcher is None else sequence.matcher.accept(token)
     except EngineError as error:
         return error
-    return SampledToken(token, None if asked is None else _logprob(raw, token, asked), forced)
+    return SampledToken(token, None if asked is None else logprob(raw, token, asked), forced)
 
 
 def _not_finite(sequence: Sequence, value: float) -> EngineError:
@@ -203,7 +203,8 @@ def _draw(weights: _Floats, uniform: float) -> int:
     return start + at
 
 
-def _logprob(raw: _Floats, token: int, count: int) -> TokenLogprob:
+def logprob(raw: _Floats, token: int, count: int) -> TokenLogprob:
+    """The log-probability of a token under these logits, and those of the `count` likeliest."""
     peak = float(raw.max())
     norm = peak + math.log(float(np.exp(raw - np.float32(peak)).sum()))
     top: list[tuple[int, float]] = []

@@ -18,7 +18,7 @@ class SamplingParams:
     """How to choose the next token, and when to stop.
 
     Attributes:
-        max_tokens: tokens to generate at most; None means as many as the context holds.
+        max_tokens: tokens to generate at most; None means as many as the context holds. 0 only scores the prompt.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: keep the smallest set of tokens whose probabilities reach it, in (0, 1].
         top_k: keep the k likeliest tokens; 0 or -1 keeps all.
@@ -31,6 +31,7 @@ class SamplingParams:
         repetition_penalty: CTRL's (Keskar et al. 2019), over prompt and generated tokens, above 0; 1 is off.
         logit_bias: added to the logits of the named token ids, in [-100, 100].
         logprobs: None for none, else how many alternatives to report beside the chosen token's own.
+        prompt_logprobs: the same for each of the prompt's tokens but the first.
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
         skip_special_tokens: leave special tokens out of the text, except for `shown_token_ids`.
@@ -54,6 +55,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
     min_tokens: int = 0
     skip_special_tokens: bool = True
@@ -66,8 +68,9 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
+        least = 1 if self.prompt_logprobs is None else 0
+        if self.max_tokens is not None and self.max_tokens < least:
+            raise RequestError(f"max_tokens must be at least {least}, got {self.max_tokens}.", param="max_tokens")
         self._within("temperature", 0.0, 1e4)
         self._within("top_p", 0.0, 1.0)
         self._within("min_p", 0.0, 1.0)
@@ -83,13 +86,16 @@ class SamplingParams:
             raise RequestError(f"n must be between 1 and 128, got {self.n}.", param="n")
         if self.min_tokens < 0:
             raise RequestError(f"min_tokens must not be negative, got {self.min_tokens}.", param="min_tokens")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
-            raise RequestError(
-                f"at most {MAX_TOP_LOGPROBS} alternatives per token can be reported, got {self.logprobs}.",
-                param="logprobs",
-            )
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and not 0 <= count <= MAX_TOP_LOGPROBS:
+                raise RequestError(
+                    f"at most {MAX_TOP_LOGPROBS} alternatives per token can be reported, got {count}.", param=name
+                )
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"at most {MAX_STOP_STRINGS} stop strings, got {len(self.stop)}.", param="stop")
+        if self.max_tokens == 0 and self.n != 1:
+            raise RequestError(f"A prompt is scored once, so with max_tokens 0 n must be 1, got {self.n}.", param="n")
         if self.pooling is not None and self.n != 1:
             raise RequestError(f"A prompt is pooled once, so n must be 1, got {self.n}.", param="n")
         for token_id, bias in self.logit_bias.items():
@@ -106,7 +112,7 @@ class SamplingParams:
     @property
     def needs_every_position(self) -> bool:
         """Whether the model must compute the whole prompt, what the prefix cache knows of it included."""
-        return self.pooling == "mean"
+        return self.pooling == "mean" or self.prompt_logprobs is not None
 
     @property
     def greedy(self) -> bool:

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import ContextLengthError, EngineError, QueueFullError, RequestError
-from .output import FinishReason, Pooled, SampledToken
+from .output import FinishReason, Pooled, SampledToken, Scored
 from .page_pool import PagePool
 from .prefix_cache import ROOT, PrefixCache
 from .scheduler_config import SchedulerConfig
 from .sequence import Request, Sequence, Status
 
-Sampled = SampledToken | Pooled | EngineError
-"""What the executor reports for a sequence: its token or vector, or why there is none (only the sequence ends)."""
+Sampled = SampledToken | Pooled | Scored | EngineError
+"""What the executor reports for a sequence: its token, or else, or why there is none (only the sequence ends)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Scheduler:
         length, config = len(request.prompt_ids), self.config
         if length == 0:
             raise RequestError("The prompt must not be empty.", param="messages")
-        if length + (request.params.pooling is None) > self.max_model_len:
+        if length + (request.params.pooling is None and request.params.max_tokens != 0) > self.max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, your messages resulted "
                 f"in {length} tokens, which leaves no room for an answer. Please reduce the length of the messages."
@@ -126,9 +126,9 @@ class Scheduler:
 
     def update(
         self, plan: SchedulerOutput, sampled: Mapping[int, Sampled]
-    ) -> list[tuple[Sequence, SampledToken | Pooled | None]]:
-        """Book an executed plan; return the sequences that got a token or vector, or that it failed (with None)."""
-        news: list[tuple[Sequence, SampledToken | Pooled | None]] = []
+    ) -> list[tuple[Sequence, SampledToken | Pooled | Scored | None]]:
+        """Book an executed plan; return the sequences with news, or that it failed (with None)."""
+        news: list[tuple[Sequence, SampledToken | Pooled | Scored | None]] = []
         for item in plan.scheduled:
             sequence = item.sequence
             result = sampled[sequence.seq_id] if item.samples else None
@@ -138,8 +138,8 @@ class Scheduler:
                 continue
             sequence.num_computed_tokens += item.num_tokens
             self._index_pages(sequence)
-            if isinstance(result, Pooled):
-                self.finish(sequence, "stop")
+            if isinstance(result, (Pooled, Scored)):
+                self.finish(sequence, "stop" if isinstance(result, Pooled) else "length")
             elif result is not None:
                 result = self._append(sequence, result)
             if result is not None:
@@ -196,7 +196,7 @@ class Scheduler:
         """Take pages for all tokens known so far, so that a prompt once begun cannot run out of them."""
         if self._misfit[0] == sequence.seq_id and self.pool.num_available <= self._misfit[1]:
             return False  # spares a long prompt its look-up in each step that it waits
-        skips = self.config.prefix_caching and not sequence.request.params.needs_every_position
+        skips = self.config.prefix_caching and (sequence.index or not sequence.request.params.needs_every_position)
         found, node = self.cache.acquire(sequence.token_ids) if skips else ([], ROOT)
         missing = -(-len(sequence.token_ids) // self.config.page_size) - len(found)
         # One spare page for each that runs, or the newcomer would be thrown out as soon as they grow.

@@ -67,6 +67,11 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_ids)
 
     @property
+    def is_scoring(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted, and to come with this sequence's next result."""
+        return self.request.params.prompt_logprobs is not None and self.index == 0 and not self.num_generated_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         """1 while decoding, more while catching up with a prompt or after a preemption."""
         return len(self.token_ids) - self.num_computed_tokens

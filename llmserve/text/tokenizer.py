@@ -122,6 +122,11 @@ class Tokenizer:
         """A token as the vocabulary writes it; empty for one that it does not have."""
         return self._backend.id_to_token(token_id) or ""
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token that the vocabulary writes like this."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     @property
     def added_tokens(self) -> Collection[str]:
         return self._added.keys()

