@@ -81,6 +81,7 @@ LIBRARIES: dict[str, set[str]] = {
     "starlette": {"api"},
     "uvicorn": {"api"},
     "prometheus_client": {"api.metrics"},
+    "opentelemetry": {"api.tracing"},
     "pydantic": {"config", "api"},  # endpoints with bodies of their own check them where they are taken
     "typer": {"cli"},
     "rich": {"console"},
@@ -125,7 +126,7 @@ LEAN_IMPORTS = {
     "llmserve.cli": ("tvm", "fastapi", "numpy"),
     "llmserve.config": ("tvm", "fastapi", "numpy"),
     "llmserve.engine": ("tvm", "fastapi"),
-    "llmserve.api.app": ("tvm",),
+    "llmserve.api.app": ("tvm", "opentelemetry.sdk", "opentelemetry.exporter"),
     "llmserve.weights.convert": ("tvm",),
     "llmserve.compile.artifact": ("tvm",),
 }

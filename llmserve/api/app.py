@@ -23,6 +23,7 @@ from .logs import log_access
 from .middleware import ApiKey, Recorded
 from .record import Record
 from .state import ServedModel, Serving
+from .tracing import Tracing
 
 
 def create_app(
@@ -37,6 +38,7 @@ def create_app(
     The engine is started and stopped with the app, in the server's event loop; hand it over unstarted.
     """
     serving = Serving(engine, tokenizer, chat_template, model, config)
+    tracing = Tracing(config.otlp_endpoint, model.id) if config.otlp_endpoint is not None else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,10 +48,14 @@ def create_app(
         finally:
             await engine.stop()  # the server has waited for the open requests already, see `launch`
             serving.close()
+            if tracing is not None:
+                await tracing.close()
 
     def ended(record: Record, headers: Headers) -> None:
         log_access(record)
         serving.metrics.note(record)
+        if tracing is not None:
+            tracing.note(record, headers)
 
     middleware = [Middleware(Recorded, ended=ended, write_seconds=config.write_seconds)]
     if config.cors_origins:
