@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import RequestError
 from .protocol import ChatRequest
-from .turns import ChatMessage, merged, text_part
+from .turns import ChatMessage, merged, string_in, text_part
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class CountRequest(BaseModel):
         wanted = (self.output_config or {}).get("format") or self.output_format
         if wanted is None:
             return None
+        if not isinstance(wanted, dict):
+            raise RequestError("output_config.format must be an object.", param="output_config.format")
         if wanted.get("type") != "json_schema":
             raise RequestError(f"Output formats of type {wanted.get('type')!r} are not supported, only json_schema.")
         schema = {"name": "output", "schema": wanted.get("schema"), "strict": True}
@@ -125,11 +127,16 @@ def _assistant(blocks: list[Block], where: str) -> ChatMessage:
     for index, block in enumerate(blocks):
         match block.get("type"):
             case "tool_use":
-                function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
-                call = {"id": block.get("id"), "type": "function", "function": function}
+                place = f"{where}.content[{index}]"
+                arguments = block.get("input") or {}
+                if not isinstance(arguments, dict):
+                    raise RequestError(f"{place}.input must be an object.")
+                function = {"name": string_in(block, "name", place), "arguments": json.dumps(arguments)}
+                call = {"id": string_in(block, "id", place), "type": "function", "function": function}
                 message.setdefault("tool_calls", []).append(call)
             case "thinking":
-                message["reasoning_content"] = message.get("reasoning_content", "") + str(block.get("thinking") or "")
+                thought = string_in(block, "thinking", f"{where}.content[{index}]")
+                message["reasoning_content"] = message.get("reasoning_content", "") + thought
             case "redacted_thinking":
                 pass  # for Anthropic's eyes only
             case _:
@@ -143,7 +150,8 @@ def _tool_result(block: Block, where: str) -> ChatMessage:
     if not isinstance(blocks, list):
         raise RequestError(f"{where}: the content of a tool_result must be a string or a list of blocks.")
     parts = [_text(part, f"{where}.content[{index}]") for index, part in enumerate(blocks)]
-    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": parts or [text_part("")]}
+    call_id = string_in(block, "tool_use_id", where)
+    return {"role": "tool", "tool_call_id": call_id, "content": parts or [text_part("")]}
 
 
 def _text(block: Any, where: str) -> Block:

@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import RequestError
 from .protocol import ChatRequest
 from .response_items import new_id
-from .turns import ChatMessage, merged, text_part
+from .turns import ChatMessage, merged, string_in, text_part
 
 logger = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 
 _MAX_ITEMS = 4096
+_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", None)
 _UNSUPPORTED = ("background", "conversation", "prompt")
 _SAME = ("stream", "temperature", "top_p", "parallel_tool_calls", "user", "metadata", "service_tier")
 # Not OpenAI's here, but of use with /v1/chat/completions, and so with this endpoint too.
@@ -107,8 +108,9 @@ def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
 def _named_item(item: Item, find: Callable[[str], Item | None], where: str) -> Item:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     if kind != "item_reference":
-        return {**item, "type": kind, "id": item.get("id") or new_id("item")}
-    found = find(str(item.get("id")))
+        own = item.get("id")
+        return {**item, "type": kind, "id": own if isinstance(own, str) and own else new_id("item")}
+    found = find(string_in(item, "id", where))
     if found is None:
         raise RequestError(
             f"{where}: there is no item {item.get('id')!r}; items of responses that were not stored, or are no longer, "
@@ -123,22 +125,23 @@ def _message(item: Item, where: str) -> ChatMessage:
         case "message":
             return {"role": item.get("role"), "content": list(_parts(item.get("content"), where))}
         case "reasoning":
-            texts = [part for part in item.get("content") or item.get("summary") or () if isinstance(part, dict)]
-            return {"role": "assistant", "reasoning_content": "".join(str(part.get("text") or "") for part in texts)}
+            thoughts = _parts(item.get("content") or item.get("summary"), where)
+            return {"role": "assistant", "reasoning_content": "".join(part["text"] for part in thoughts)}
         case "function_call":
-            return _call(item, item.get("arguments"))
+            return _call(item, string_in(item, "arguments", where), where)
         case "custom_tool_call":
-            return _call(item, json.dumps({"input": item.get("input")}))
+            return _call(item, json.dumps({"input": string_in(item, "input", where)}), where)
         case "function_call_output" | "custom_tool_call_output":
             parts = list(_parts(item.get("output"), where)) or [text_part("")]
-            return {"role": "tool", "tool_call_id": item.get("call_id"), "content": parts}
+            return {"role": "tool", "tool_call_id": string_in(item, "call_id", where), "content": parts}
         case other:
             raise RequestError(f"{where}: items of type {other!r} are not supported.", param="input")
 
 
-def _call(item: Item, arguments: Any) -> ChatMessage:
-    function = {"name": item.get("name"), "arguments": arguments}
-    return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "type": "function", "function": function}]}
+def _call(item: Item, arguments: str, where: str) -> ChatMessage:
+    function = {"name": string_in(item, "name", where), "arguments": arguments}
+    call = {"id": string_in(item, "call_id", where), "type": "function", "function": function}
+    return {"role": "assistant", "tool_calls": [call]}
 
 
 def _parts(content: Any, where: str) -> Iterator[dict[str, Any]]:
@@ -148,10 +151,10 @@ def _parts(content: Any, where: str) -> Iterator[dict[str, Any]]:
     if content is not None and not isinstance(content, list):
         raise RequestError(f"{where}: content must be a string or a list of parts.", param="input")
     for part in content or ():
-        if isinstance(part, dict) and part.get("type") in ("input_text", "output_text", "text"):
-            yield text_part(str(part.get("text") or ""))
+        if isinstance(part, dict) and part.get("type") in _TEXTS:
+            yield text_part(string_in(part, "text", where))
         elif isinstance(part, dict) and part.get("type") == "refusal":
-            yield text_part(str(part.get("refusal") or ""))
+            yield text_part(string_in(part, "refusal", where))
         else:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise RequestError(f"{where}: parts of type {kind!r} are not supported, only text.", param="input")
@@ -179,7 +182,9 @@ def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | 
     if choice.get("type") == "function":
         return _named(choice)
     if choice.get("type") == "allowed_tools":
-        named = [_named(t) for t in choice.get("tools") or () if isinstance(t, dict) and t.get("type") == "function"]
+        tools = choice.get("tools")
+        known = tools if isinstance(tools, list) else []
+        named = [_named(t) for t in known if isinstance(t, dict) and t.get("type") == "function"]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": named}}
     raise RequestError(f"tool_choice of type {choice.get('type')!r} is not supported.", param="tool_choice")
 

@@ -17,6 +17,14 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
+def string_in(fields: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that must be a string. Raises RequestError."""
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise RequestError(f"{where}.{name} must be a string.", param=where)
+    return value
+
+
 def merged(messages: Iterable[ChatMessage], roles: Collection[str]) -> list[ChatMessage]:
     """The messages, neighbours of one of these roles joined. `content` comes as a list of parts (none for null)."""
     joined: list[ChatMessage] = []

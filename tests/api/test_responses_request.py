@@ -144,4 +144,4 @@ def test_sampling() -> None:
 def test_refusals(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         chat(**{"given": fields.pop("input"), **fields})
-    assert caught.value.param == param
+    assert caught.value.param and caught.value.param.startswith(param)

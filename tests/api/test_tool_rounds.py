@@ -18,7 +18,7 @@ from .test_responses import events_of as response_events
 
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string"}},
+    "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
     "required": ["city"],
     "additionalProperties": False,
 }
@@ -97,6 +97,12 @@ class TestResponses:
             call.parsed_arguments.city for call in calls
         ] == ["Oslo", "Rome"]
 
+    @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
+    def test_enforced_calls(self, server: Running, choice: Any) -> None:
+        answer = self.ask(server, input="No tools", tool_choice=choice, max_output_tokens=200)
+        calls = [item for item in answer.output if item.type == "function_call"]
+        assert calls and all(set(json.loads(call.arguments)) == {"city"} for call in calls)
+
     def test_none_and_no_tools(self, server: Running) -> None:
         assert self.ask(server, input="No tools", tool_choice="none").output_text == "None."
         assert self.ask(server, input="No tools", tools=[{"type": "web_search"}]).output_text == "None."
@@ -174,6 +180,12 @@ class TestMessages:
         ) as stream:
             final: Any = stream.get_final_message()
         assert [block.input for block in final.content[1:]] == [{"city": "Oslo"}, {"city": "Rome"}]
+
+    @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
+    def test_enforced_calls(self, server: Running, choice: Any) -> None:
+        answer = self.ask(server, messages=self.user("No tools"), tool_choice=choice)
+        assert answer.stop_reason == "tool_use"
+        assert all(set(block.input) == {"city"} for block in answer.content if block.type == "tool_use")
 
     def test_none(self, server: Running) -> None:
         answer = self.ask(server, messages=self.user("No tools"), tool_choice={"type": "none"})
