@@ -1,6 +1,6 @@
 """llmserve: a Hugging Face checkpoint goes in, an OpenAI-compatible endpoint comes out.
 
-Importing this package imports neither TVM nor the web framework; `LLM` and `SamplingParams` load on first use.
+Importing this package imports neither TVM nor the web framework; `LLM` and its records load on first use.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 
 if TYPE_CHECKING:
+    from .engine.grammar_spec import Grammar
     from .engine.sampling_params import SamplingParams
     from .llm import LLM
 
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from .llm import LLM
 
         return LLM
+    if name == "Grammar":
+        from .engine.grammar_spec import Grammar
+
+        return Grammar
     if name == "SamplingParams":
         from .engine.sampling_params import SamplingParams
 

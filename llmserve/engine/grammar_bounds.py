@@ -7,6 +7,7 @@ second and some hundred megabytes. Standard library only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ def check_text(text: str, param: str | None) -> None:
     rules = text.count(":")
     if rules > MAX_RULES:
         raise RequestError(f"The grammar has about {rules} rules, and {MAX_RULES} are the limit.", param=param)
+    _check_embedded(text, param)
     depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -80,6 +82,18 @@ def check_total(lengths: Iterable[int], param: str | None) -> None:
         raise RequestError(
             f"The grammar or JSON schema has {total} characters, and {MAX_CHARACTERS} are the limit.", param=param
         )
+
+
+def _check_embedded(text: str, param: str | None) -> None:
+    """Hold the JSON schemas within a grammar to what holds for others, and to the library's strictness."""
+    for found in re.finditer(r"%json\s*", text):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            continue  # it is no JSON, as the library will say, or not meant
+        if isinstance(schema, dict) and "x-guidance" in schema:
+            raise RequestError("x-guidance is not supported within a grammar.", param=param)
+        check_schema(json.dumps(schema), param)
 
 
 def _check_length(text: str, param: str | None) -> None:

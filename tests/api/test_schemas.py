@@ -1,6 +1,6 @@
 """Random JSON schemas against a model of random logits: every answer validates, or the request was refused.
 
-The sampler is the real one. Closing characters are likely and become likelier, so that most answers come to an end.
+Closing characters become likelier from token to token, so that most answers come to an end.
 `LLMSERVE_TEST_SCHEMAS=20000` runs more of them than the thousand of every day.
 """
 
@@ -9,47 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
-from llmserve.engine.sampler import Sampler
-from llmserve.engine.scheduler import Sampled, SchedulerOutput
-from llmserve.text.tokenizer import Tokenizer
-from tests.api.server import EOS, MODEL, Executor, Running, serve
+from tests.api.random_logits import RandomLogits
+from tests.api.server import MODEL, Running, serve
 from tests.schemas import Generator, Schema, keywords
-from tests.text import samples
 
 COUNT = int(os.environ.get("LLMSERVE_TEST_SCHEMAS", "1000"))
 # A schema that contradicts itself has no one keyword at fault, and neither has one that is too deep.
 CONTRADICTIONS = ("no text fits", "Unsatisfiable", "nested more than", "out of bounds")
-
-
-@dataclass
-class RandomLogits(Executor):
-    """Logits that depend on seed and position alone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        tokenizer = Tokenizer(samples.byte_level(), special_tokens={"eos_token": EOS})
-        likely = {b'"': 1.0, b"}": 1.0, b"]": 1.0, b",": 0.6, b" ": -1.0, b"\n": -1.0, b"\t": -1.0}
-        spelt = map(tokenizer.token_bytes, range(self.vocab_size))
-        self.likely = np.array([likely.get(token, 0.0) for token in spelt], np.float32)
-        self.likely[list(tokenizer.eos_token_ids)] = 1.0
-        self.sampler = Sampler(tokenizer.eos_token_ids)
-
-    def execute(self, plan: SchedulerOutput) -> Mapping[int, Sampled]:
-        sampling = [item.sequence for item in plan.scheduled if item.samples]
-        logits = np.empty((len(sampling), self.vocab_size), np.float32)
-        for row, it in zip(logits, sampling, strict=True):
-            rng = np.random.default_rng((it.seed, it.num_generated_tokens))
-            row[:] = rng.standard_normal(self.vocab_size) + self.likely * (3 + it.num_generated_tokens / 30)
-        return {it.seq_id: result for it, result in zip(sampling, self.sampler.sample(logits, sampling), strict=True)}
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 import pytest
 
-from llmserve.engine import ChoiceDelta, EngineCore, RequestOutput, SamplingParams, SchedulerConfig, fold
+from llmserve.engine import ChoiceDelta, EngineCore, Grammar, RequestOutput, SamplingParams, SchedulerConfig, fold
+from llmserve.engine.sequence import Sequence
 from llmserve.errors import ConfigError, ContextLengthError, RequestError
-from tests.fakes import Collector, FakeExecutor, FakeTokenizer, drain, make_core, run_alone
+from llmserve.text.tokenizer import Tokenizer
+from tests.fakes import Collector, FakeExecutor, FakeGrammar, FakeTokenizer, drain, make_core, run_alone
+from tests.text import samples
 
 
 def greedy(**params: object) -> SamplingParams:
@@ -183,3 +188,43 @@ def test_folding_a_stream_gives_the_whole() -> None:
         ChoiceDelta(1, (5,), "p", finish_reason="length"),
         finished=True,
     )
+
+
+class Saying(FakeExecutor):
+    """A model that says one token, again and again."""
+
+    token = 0
+
+    def choose(self, state: int, sequence: Sequence, allowed: Items[int] | None) -> int:
+        return self.token
+
+
+def test_a_text_goes_on_from_its_prompt() -> None:
+    """Some tokenizers drop the space before a text's first word; what was generated is not a text's beginning."""
+    tokenizer = Tokenizer(samples.sentencepiece())
+    executor = Saying(vocab_size=tokenizer.vocab_size)
+    (executor.token,) = tokenizer.encode("hello", add_special_tokens=False)
+    config = SchedulerConfig(4, 16, executor.max_model_len, executor.page_size, executor.num_pages)
+    core = EngineCore(executor, config, tokenizer)
+    core.add_request("a", [5], greedy(max_tokens=2))
+    assert drain(core)["a"][0].text == " hello hello"
+
+
+def test_a_grammar_that_was_not_compiled_is_refused() -> None:
+    core = make_core()
+    with pytest.raises(RequestError, match="grammars") as caught:
+        core.add_request("a", [1], greedy(grammar=Grammar("regex", "a", "guided_regex")))
+    assert caught.value.param == "guided_regex"
+    assert not core.has_work()
+
+
+def test_what_a_grammar_forces_comes_in_one_step_and_counts_as_tokens() -> None:
+    # One that begins with several tokens of which there is no choice.
+    grammars = (FakeGrammar(64, None, salt << 31) for salt in range(99))
+    forces = next(grammar for grammar in grammars if len(grammar.matcher(True)._pending) > 3)
+    core = make_core()
+    core.add_request("a", [1, 2], greedy(max_tokens=3, grammar=Grammar("lark", "")), forces)
+    (output,) = core.step()
+    assert output.finished
+    assert len(output.deltas[0].token_ids) == 3, "and no more than were asked for"
+    assert core.stats().num_generated_tokens == 3

@@ -56,6 +56,7 @@ CASES: list[tuple[Grammar, str]] = [
     (Grammar("ebnf", 'start: "hello" /[0-9]{2}/'), r"hello[0-9]{2}"),
     (Grammar("lark", 'start: "<" num ">"\nnum: /[1-9][0-9]?/'), r"<[1-9][0-9]?>"),
     (Grammar("json_schema", '{"enum": ["hello", 1.5, null]}'), r'"hello"|1\.5|null'),
+    (Grammar("lark", 'start: "<" json ">"\njson: %json {"enum": ["hello", 3]}'), r'<("hello"|3)>'),
 ]
 
 
@@ -155,6 +156,9 @@ BOMBS: list[tuple[GrammarKind, Any, str]] = [
     ("lark", rules(2000, "r{}"), "2000 are|rules"),
     ("lark", rules(60, "r{0} r{0}").upper().replace("START", "start"), "too big"),
     ("lark", "start: nothing", "nothing"),
+    ("ebnf", 'start: "a" json\njson: %json {"minProperties": 2}', "minProperties"),
+    ("lark", 'start: %json {"not": {}}', '"not"'),
+    ("lark", 'start: %json {"x-guidance": {"lenient": true}, "not": {}}', "x-guidance"),
     ("choice", [], "1 to"),
     ("choice", [f"{i}" for i in range(6000)], "1 to"),
 ]
