@@ -2,6 +2,7 @@
 #
 #   make serve [MODEL=...] [QUANT=...] [ARGS="--port 9000"]   the OpenAI API on 127.0.0.1:8000
 #   make test  [ARGS="tests/engine -k prefix"]                all tests, or some
+#   make node                                                 the clients for Node that a test wants, if npm is there
 #   make check                                                lint, formatting, types
 #   make bench [ARGS=...]                                     llmserve and its peers, side by side
 #   make env                                                  only build .venv
@@ -24,7 +25,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
 
 .DEFAULT_GOAL := serve
 .NOTPARALLEL:
-.PHONY: serve test check bench gpu env clean venv
+.PHONY: serve test node check bench gpu env clean venv
 
 # Tools are started as modules, so that a checkout can be moved with its environment.
 serve: $(RUNTIME)
@@ -32,6 +33,9 @@ serve: $(RUNTIME)
 
 test: $(TEST)
 	$(BIN)/python -m pytest $(ARGS)
+
+node:
+	npm ci --no-audit --no-fund --prefix tests/api/node
 
 check: $(TEST)
 	$(BIN)/python -m ruff check .
@@ -47,7 +51,7 @@ gpu:
 env: $(RUNTIME)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/api/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml
