@@ -57,7 +57,8 @@ class Tools:
             known = ", ".join(functions)
             raise RequestError(f"tool_choice names {unknown[0]!r}, but tools has {known} only.", param="tool_choice")
         allowed = tuple(functions[name] for name in (functions if names is None else dict.fromkeys(names)))
-        return cls(offered, allowed, mode if offered else "none", parallel is not False)
+        one = isinstance(choice, Mapping) and choice.get("type") == "function"  # who names a function wants it once
+        return cls(offered, allowed, mode if offered else "none", parallel is not False and not one)
 
 
 def _function(tool: Mapping[str, Any], where: str) -> Function:

@@ -29,7 +29,7 @@ TAGS = (
 def tags_of(template: str, special_tokens: Collection[str] = ()) -> Tags | None:
     """The tags of a model's reasoning, by its chat template or its tokenizer's tokens; None if it shows none."""
     for tags in TAGS:
-        if tags.end in template or tags.end in special_tokens:
+        if any(tag in text for tag in (tags.start, tags.end) for text in (template, special_tokens)):
             return tags
     return None
 
