@@ -14,7 +14,7 @@ import pytest
 from .server import Executor, serve
 
 HERE = Path(__file__).parent / "node"
-CHECKS = 12
+CHECKS = 13
 
 
 def script(prompt: str) -> str:

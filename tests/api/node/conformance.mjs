@@ -67,6 +67,18 @@ const checks = {
     assert.equal(await run.finalContent(), "Rain it is.");
     assert.deepEqual(asked, ["Oslo"]);
   },
+  async "chat, a call in pieces"() {
+    const helper = openai.chat.completions.stream({ model, messages: ask, tools: [chatTool] });
+    let pieces = 0;
+    helper.on("tool_calls.function.arguments.delta", () => (pieces += 1));
+    const [choice] = (await helper.finalChatCompletion()).choices;
+    const [call] = choice.message.tool_calls;
+    assert.ok(pieces > 3);
+    assert.ok(call.id);
+    assert.deepEqual([call.type, call.function.name], ["function", "weather"]);
+    assert.deepEqual(JSON.parse(call.function.arguments), { city: "Oslo" });
+    assert.equal(choice.finish_reason, "tool_calls");
+  },
   async "chat, several choices"() {
     const stream = openai.chat.completions.stream({ model, messages: hi, n: 2 });
     const final = await stream.finalChatCompletion();
@@ -110,7 +122,7 @@ const checks = {
   async "models"() {
     const names = [];
     for await (const card of openai.models.list()) names.push(card.id);
-    assert.ok(names.includes(model));
+    assert.deepEqual(names, ["org/tiny", model]);
   },
   async "errors, with their messages"() {
     await assert.rejects(openai.chat.completions.create({ model: "other", messages: hi }), (error) => {
@@ -118,7 +130,12 @@ const checks = {
       assert.match(error.message, /not served here/);
       return true;
     });
-    await assert.rejects(openai.chat.completions.create({ model, messages: [] }), OpenAI.BadRequestError);
+    await assert.rejects(openai.chat.completions.create({ model, messages: hi, top_p: 7 }), (error) => {
+      assert.ok(error instanceof OpenAI.BadRequestError);
+      assert.equal(error.param, "top_p");
+      assert.match(error.message, /top_p/);
+      return true;
+    });
     await assert.rejects(anthropic.messages.create({ model, max_tokens: 1, messages: [] }), (error) => {
       assert.ok(error instanceof Anthropic.BadRequestError);
       assert.equal(error.error.error.type, "invalid_request_error");
