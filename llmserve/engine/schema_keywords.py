@@ -7,6 +7,7 @@ a check can go once the library has learnt what it is about. Standard library on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import lcm
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
@@ -53,6 +54,11 @@ def _of_one_object(it: Object) -> str | None:
 def _of_all(objects: list[Object]) -> str | None:
     if any(isinstance(it.get("items"), list) for it in objects) and any("prefixItems" in it for it in objects):
         return "items as a list and prefixItems are of different drafts of JSON Schema"
+    together = 1  # millionth: what must be a multiple of two numbers is one of their common multiple
+    for multiple in {it["multipleOf"] for it in objects if _is_number(it.get("multipleOf"))}:
+        together = lcm(together, round(multiple * 10**6))
+        if not _is_moderate(together / 10**6):
+            return "the values of multipleOf have no common multiple of four digits"
     # The library lets through a whole number that is excluded where the other bound is a fraction next to it. The two
     # may stand in different places and be brought together by allOf or $ref.
     lows = [it[word] for it in objects for word in ("minimum", "exclusiveMinimum") if _is_number(it.get(word))]
