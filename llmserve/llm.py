@@ -41,11 +41,15 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What became of one prompt: `n` outputs, best read by index."""
+    """What became of one prompt: `n` outputs, best read by index.
+
+    `prompt_logprobs` has an entry per prompt token but the first, if `SamplingParams.prompt_logprobs` asked for them.
+    """
 
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class LLM:
@@ -182,4 +186,5 @@ def _result(tokens: list[int], output: RequestOutput) -> GenerationResult:
         CompletionOutput(d.index, d.text, d.token_ids, d.logprobs, d.finish_reason, d.stop_reason)
         for d in sorted(output.deltas, key=lambda delta: delta.index)
     )
-    return GenerationResult(tuple(tokens), outputs, output.num_cached_tokens)
+    scores = next((delta.prompt_logprobs for delta in output.deltas if delta.index == 0), None)
+    return GenerationResult(tuple(tokens), outputs, output.num_cached_tokens, scores)

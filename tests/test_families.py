@@ -5,6 +5,8 @@ New families and schemes are picked up from their registries.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,27 @@ def test_embeddings_equal_the_oracle(quant, load, checkpoint):
     expected = states / np.linalg.norm(states, axis=1, keepdims=True)
     errors = np.abs(load("llama", quant).embed(texts) - expected).max(axis=1)
     assert max(errors) <= (3e-2 if quant == "q4" else 1e-5) and np.median(errors) <= 1e-2
+
+
+def test_prompts_are_scored_with_the_models_logits(load, checkpoint):
+    """In one step or in chunks, with some of the prompt in the prefix cache, and the answer is what it is without."""
+    llm = load("llama", "f32")
+    small = LLM(checkpoint("llama"), quant="f32", num_pages=32, max_num_seqs=8, max_num_batched_tokens=24)
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, 500, 60)]
+    plain = SamplingParams(temperature=0.0, max_tokens=4)
+    answer = llm.generate(tokens, plain)[0].outputs[0].token_ids
+    logits = llm.logits(tokens).astype(np.float64)
+    expected = logits - logits.max(1, keepdims=True)
+    expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+    for engine in (llm, small):
+        engine.generate(tokens[:40], plain)
+        result = engine.generate(tokens, replace(plain, prompt_logprobs=1))[0]
+        assert result.outputs[0].token_ids == answer
+        assert [score.token_id for score in result.prompt_logprobs] == tokens[1:]
+        own = [score.logprob for score in result.prompt_logprobs]
+        np.testing.assert_allclose(own, expected[np.arange(59), tokens[1:]], atol=1e-3)
+        best = [score.top[0][1] for score in result.prompt_logprobs]
+        np.testing.assert_allclose(best, expected[:-1].max(1), atol=1e-3)
 
 
 def test_head_of_hidden_states_is_the_logits(load):

@@ -19,7 +19,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from ..errors import EngineError, QueueFullError, RequestError
 from ..text.tokenizer import Tokenizer
-from .grammar_bounds import check_schema, check_text, check_total, choices
+from .grammar_bounds import check_rules, check_schema, check_text, check_total, choices
 from .grammar_spec import CompiledGrammar, Grammar
 
 MAX_CACHED = 64  # those that are being compiled among them
@@ -225,9 +225,10 @@ def _source(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_json_schema("{}" if schema is True else value, overrides=_JSON_OPTIONS)
         if grammar.kind == "choice":
             return LLMatcher.grammar_from_regex("|".join(map(_literally, choices(value, param))))
-        check_text(value, param)
         if grammar.kind == "regex":
+            check_text(value, param)
             return LLMatcher.grammar_from_regex(value.removeprefix("^"))
+        check_rules(value, param)
         if grammar.parts:
             check_total(map(len, (value, *(part.value for part in grammar.parts))), param)
             return json.dumps(

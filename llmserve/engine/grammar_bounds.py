@@ -22,13 +22,18 @@ MAX_RULES = 1_000  # in a grammar that is written as rules
 _TOO_LARGE = 2.0**63
 
 
-def check_text(text: str, param: str | None) -> None:
-    """Refuse a regular expression or a grammar that is too long, nested too deeply or has too many rules."""
-    _check_length(text, param)
-    rules = text.count(":")
+def check_rules(text: str, param: str | None) -> None:
+    """Refuse a grammar that has too many rules, or a JSON schema in it that would be refused by itself."""
+    check_text(text, param)
+    rules = text.count(":") - text.count("::=")
     if rules > MAX_RULES:
         raise RequestError(f"The grammar has about {rules} rules, and {MAX_RULES} are the limit.", param=param)
     _check_embedded(text, param)
+
+
+def check_text(text: str, param: str | None) -> None:
+    """Refuse a regular expression or a grammar that is too long or nested too deeply."""
+    _check_length(text, param)
     depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

@@ -191,6 +191,8 @@ HEAVY: list[tuple[GrammarKind, Any]] = [
     ("json_schema", {"allOf": [{"type": "integer", "multipleOf": p} for p in (7, 11, 13)]}),
     ("json_schema", {"allOf": [{"type": "string", "pattern": f"{c}.{{{i}}}e"} for i, c in enumerate("tao", 5)]}),
     ("json_schema", {"type": "array", "minItems": 10**6}),
+    ("regex", "(?:a)" * 2000),
+    ("ebnf", "root ::= r0\n" + "".join(f'r{i} ::= r{i + 1} | "y"\n' for i in range(900)) + 'r900 ::= "a"'),
     ("json_schema", {"type": "string", "minLength": 10**6}),
     ("lark", rules(900, "r{}")),
     ("lark", rules(40, "r{0} r{0}")),
