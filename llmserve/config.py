@@ -136,7 +136,7 @@ class ServerConfig(_Section):
     otlp_endpoint: str | None = None
     max_body_bytes: Size = 16 * 2**20
     max_json_depth: int = Field(default=128, gt=0, le=256)
-    max_output_tokens: int | None = Field(default=None, gt=0)
+    max_output_tokens: int | None = Field(default=None, ge=16)  # what /v1/completions gives who does not ask
     max_n: int = Field(default=128, gt=0, le=128)
     max_prompts: int = Field(default=1024, gt=0)
     max_stop_strings: int = Field(default=16, ge=0, le=16)

@@ -15,7 +15,7 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
-from . import chat, completions, embeddings, errors, messages, metrics, models, page, responses, tokenize
+from . import chat, completions, document, embeddings, errors, messages, metrics, models, page, responses, tokenize
 from .body import BodyGuard
 from .gate import GateKeeper
 from .launch import api_keys
@@ -68,7 +68,8 @@ def create_app(
                 expose_headers=["x-request-id", "retry-after"],
             )
         )
-    if keys := api_keys(config):
+    keys = api_keys(config)
+    if keys:
         middleware.append(
             Middleware(ApiKey, keys=keys, open_paths={*config.open_paths, *(page.PATHS if config.page else ())})
         )
@@ -96,4 +97,5 @@ def create_app(
         app.include_router(endpoints.router)
     if config.page:
         app.include_router(page.router)
+    document.install(app, keys=bool(keys))
     return app

@@ -14,6 +14,7 @@ from .conversation import Conversation, prepare
 from .generation import Answer, Event, Reply, respond
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
+from .shapes import STREAMED, ChatCompletion
 from .state import Serving, ServingDep
 from .tools import Tools
 
@@ -128,7 +129,7 @@ async def answer(
     return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
 async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message, whole or streamed."""
     serving.check_model(body.model)

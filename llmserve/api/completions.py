@@ -16,6 +16,7 @@ from .chunks import Choice, ChunkReply
 from .generation import Answer, Event, respond
 from .logprobs import TextLogprobs
 from .protocol import CompletionRequest
+from .shapes import STREAMED, TextCompletion
 from .state import Serving, ServingDep
 from .streaming import unless_gone
 
@@ -106,7 +107,7 @@ def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], 
     return Prompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)
 async def completions(body: CompletionRequest, request: Request, serving: ServingDep) -> Response:
     """How each prompt goes on, whole or streamed."""
     serving.check_model(body.model)

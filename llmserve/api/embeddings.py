@@ -16,6 +16,7 @@ from ..engine import SamplingParams
 from ..errors import RequestError
 from .generation import updates
 from .protocol import Prompts, one_or_many
+from .shapes import Embeddings
 from .state import Serving, ServingDep
 from .streaming import Json, unless_gone
 from .turns import in_their_words
@@ -90,7 +91,7 @@ def _shortened(vector: bytes, dimensions: int) -> bytes:
     return (kept / max(float(np.linalg.norm(kept)), 1e-12)).astype("<f4").tobytes()
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", response_model=Embeddings)
 async def embeddings(body: EmbeddingRequest, request: Request, serving: ServingDep) -> Response:
     """A vector for each input."""
     serving.check_model(body.model)

@@ -64,9 +64,14 @@ def anthropic_error(error: Exception) -> tuple[int, dict[str, Any], dict[str, st
     return status, {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}, headers
 
 
+def wants_anthropic(path: str) -> bool:
+    """Whether the clients of this path read Anthropic's shapes."""
+    return path.startswith("/v1/messages")
+
+
 def refusal(path: str, error: Exception) -> Response:
     """An error as the clients of this path read it."""
-    shape = anthropic_error if path.startswith("/v1/messages") else describe
+    shape = anthropic_error if wants_anthropic(path) else describe
     status, body, headers = shape(error)
     return Json(body, status, headers)
 

@@ -18,6 +18,7 @@ from .chat import answer, prompt_ids
 from .errors import anthropic_error
 from .generation import Answer, Event, Reply, Usage
 from .messages_request import CountRequest, MessagesRequest
+from .shapes import STREAMED, AnthropicMessage, CountedTokens
 from .state import Serving, ServingDep
 from .streaming import named_event, unless_gone
 from .turns import in_their_words
@@ -166,7 +167,7 @@ def _check_model(serving: Serving, name: str | None) -> None:
         serving.check_model(name)
 
 
-@router.post("/v1/messages")
+@router.post("/v1/messages", response_model=AnthropicMessage, responses=STREAMED)
 async def messages(body: MessagesRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message in Anthropic's shape, whole or streamed."""
     _check_model(serving, body.model)
@@ -175,7 +176,7 @@ async def messages(body: MessagesRequest, request: Request, serving: ServingDep)
         return await answer(body.as_chat(), request, serving, reply)
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", response_model=CountedTokens)
 async def count_tokens(body: CountRequest, request: Request, serving: ServingDep) -> dict[str, int]:
     """How many tokens a request would have as its prompt."""
     _check_model(serving, body.model)

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from .. import __version__
 from ..errors import EngineError
+from .shapes import Health, Load, ModelCard, ModelCards, Version
 from .state import Serving, ServingDep
 
 router = APIRouter()
@@ -31,7 +32,7 @@ def _card(serving: Serving, name: str) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=ModelCards)
 async def models(serving: ServingDep) -> dict[str, Any]:
     """The model under each of its names."""
     names = (serving.model.id, *serving.model.aliases)
@@ -39,14 +40,14 @@ async def models(serving: ServingDep) -> dict[str, Any]:
     return {"object": "list", "data": [_card(serving, name) for name in names], **ends}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", response_model=ModelCard)
 async def model(name: str, serving: ServingDep) -> dict[str, Any]:
     """One model; names may hold slashes."""
     serving.check_model(name)
     return _card(serving, name)
 
 
-@router.get("/health")
+@router.get("/health", response_model=Health)
 async def health(serving: ServingDep) -> dict[str, str]:
     """200 while requests can be served, 503 otherwise."""
     if not serving.engine.is_alive:
@@ -54,7 +55,7 @@ async def health(serving: ServingDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/load")
+@router.get("/load", response_model=Load)
 async def load(serving: ServingDep) -> dict[str, float]:
     """How busy the engine is: sequences, and the share of the KV cache that they hold; 1 is all."""
     stats = serving.engine.stats()
@@ -66,6 +67,6 @@ async def load(serving: ServingDep) -> dict[str, float]:
     }
 
 
-@router.get("/version")
+@router.get("/version", response_model=Version)
 async def version() -> dict[str, str]:
     return {"version": __version__}

@@ -20,6 +20,7 @@ from .logprobs import chat_logprobs
 from .response_items import Items, new_id
 from .response_store import Item
 from .responses_request import ResponsesRequest
+from .shapes import STREAMED, InputTokens, ResponseDeleted, ResponseItems, ResponseObject
 from .state import Serving, ServingDep
 from .streaming import named_event, unless_gone
 from .turns import in_their_words
@@ -152,7 +153,7 @@ def _head(serving: Serving, body: ResponsesRequest) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", response_model=ResponseObject, responses=STREAMED)
 async def create_response(body: ResponsesRequest, request: Request, serving: ServingDep) -> Response:
     """The next items of a conversation, whole or streamed."""
     serving.check_model(body.model)
@@ -168,7 +169,7 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
         return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
 
 
-@router.post("/v1/responses/input_tokens")
+@router.post("/v1/responses/input_tokens", response_model=InputTokens)
 async def count_input_tokens(body: ResponsesRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
     """How many tokens a request would have as its prompt."""
     serving.check_model(body.model)
@@ -179,13 +180,13 @@ async def count_input_tokens(body: ResponsesRequest, request: Request, serving: 
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", response_model=ResponseObject)
 async def stored_response(response_id: str, serving: ServingDep) -> dict[str, Any]:
     """A response that was stored."""
     return serving.responses.get(response_id).body
 
 
-@router.get("/v1/responses/{response_id}/input_items")
+@router.get("/v1/responses/{response_id}/input_items", response_model=ResponseItems)
 async def input_items(response_id: str, serving: ServingDep) -> dict[str, Any]:
     """The items that a stored response answered, the last one first."""
     items: list[Item] = list(reversed(serving.responses.get(response_id).items))
@@ -193,7 +194,7 @@ async def input_items(response_id: str, serving: ServingDep) -> dict[str, Any]:
     return {"object": "list", "data": items, **ends, "has_more": False}
 
 
-@router.delete("/v1/responses/{response_id}")
+@router.delete("/v1/responses/{response_id}", response_model=ResponseDeleted)
 async def forget_response(response_id: str, serving: ServingDep) -> dict[str, Any]:
     """Forget a stored response. Conversations that went on from it cannot go on any more."""
     serving.responses.delete(response_id)

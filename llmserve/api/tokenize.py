@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import RequestError
 from .chat import prompt_ids
 from .protocol import ChatRequest, Message
+from .shapes import Detokenized, Tokens
 from .state import Serving, ServingDep
 from .streaming import unless_gone
 
@@ -50,7 +51,7 @@ def _ids(serving: Serving, body: TokenizeRequest) -> list[int]:
     return prompt_ids(serving, ChatRequest(**{name: getattr(body, name) for name in fields}))
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", response_model=Tokens)
 async def tokenize(body: TokenizeRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
     """Token ids of a prompt, or of a chat as the model's template writes it."""
     serving.check_model(body.model)
@@ -59,7 +60,7 @@ async def tokenize(body: TokenizeRequest, request: Request, serving: ServingDep)
     return {"count": len(ids), "max_model_len": serving.model.max_model_len, "tokens": ids, "token_strs": strings}
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", response_model=Detokenized)
 async def detokenize(body: DetokenizeRequest, request: Request, serving: ServingDep) -> dict[str, str]:
     """The text of token ids, special tokens included."""
     serving.check_model(body.model)

@@ -323,10 +323,10 @@ def test_what_a_client_sends_is_not_a_template(server: Running) -> None:
 
 
 def test_limits_of_a_request() -> None:
-    limits: dict[str, Any] = {"max_output_tokens": 5, "max_n": 2, "max_prompts": 2, "max_stop_strings": 1}
+    limits: dict[str, Any] = {"max_output_tokens": 16, "max_n": 2, "max_prompts": 2, "max_stop_strings": 1}
     with serve(**limits, max_stop_chars=4) as server:
         for body, param in (
-            ({"prompt": "a", "max_tokens": 6}, "max_tokens"),
+            ({"prompt": "a", "max_tokens": 17}, "max_tokens"),
             ({"prompt": "a", "n": 3}, "n"),
             ({"prompt": ["a", "b", "c"]}, "prompt"),
             ({"prompt": "a", "stop": ["a", "b"]}, "stop"),
@@ -335,8 +335,9 @@ def test_limits_of_a_request() -> None:
             for stream in (False, True):
                 error = error_of(server.post(TEXT, {"max_tokens": 5, "stream": stream, **body}))
                 assert error["param"] == param and "This server allows at most" in error["message"]
+        assert server.post(TEXT, {"prompt": "a"}).status_code == 200
         answer = server.post(CHAT, {"messages": BODY["messages"], "ignore_eos": True}).json()
-        assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 5
+        assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 16
 
 
 def test_the_model_is_still_there_after_all_of_it(server: Running, small: Running) -> None:
