@@ -189,9 +189,9 @@ class AsyncEngine:
         if self._grammars is None:
             return None  # the core will say what that means
         work = asyncio.wrap_future(self._grammars.submit(grammar))
+        work.add_done_callback(lambda its: its.cancelled() or its.exception())  # perhaps nobody else looks at it
         await asyncio.wait({work}, timeout=COMPILE_SECONDS)  # which leaves it running when this request is cancelled
         if not work.done():
-            work.add_done_callback(lambda its: its.cancelled() or its.exception())  # nobody else will look at it
             raise RequestError(
                 f"The grammar was not compiled within {COMPILE_SECONDS:g} seconds; send a simpler one, or try later.",
                 param=grammar.param,

@@ -6,14 +6,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
 
 import pytest
 
-from llmserve.engine import AsyncEngine, EngineCore, RequestOutput, SamplingParams, fold
+from llmserve.engine import AsyncEngine, EngineCore, Grammar, RequestOutput, SamplingParams, fold
+from llmserve.engine import async_engine as module
 from llmserve.engine.async_engine import _MAX_UNREAD
+from llmserve.engine.grammar_spec import CompiledGrammar, Compiler
 from llmserve.errors import ContextLengthError, EngineError, QueueFullError, RequestError
-from tests.fakes import FakeExecutor, make_core, run_alone
+from tests.fakes import FakeExecutor, FakeGrammar, make_core, run_alone
 
 
 class SlowExecutor(FakeExecutor):
@@ -37,14 +40,17 @@ def long(**params: object) -> SamplingParams:
 
 
 def serve(
-    test: Callable[[AsyncEngine, EngineCore], Awaitable[None]], executor: FakeExecutor | None = None, **limits: int
+    test: Callable[[AsyncEngine, EngineCore], Awaitable[None]],
+    executor: FakeExecutor | None = None,
+    grammars: Compiler | None = None,
+    **limits: int,
 ) -> None:
     """Run a coroutine against a started engine; check that it stops and closes its executor."""
     before = set(threading.enumerate())
 
     async def run() -> None:
         core = make_core(executor or SlowExecutor(max_model_len=256, num_pages=256), **limits)
-        engine = AsyncEngine(lambda: core)
+        engine = AsyncEngine(lambda: core, grammars)
         assert not engine.is_alive
         await engine.start()
         try:
@@ -324,3 +330,76 @@ def test_the_loop_is_called_once_per_step_whatever_the_number_of_streams() -> No
         assert len(calls) <= core.executor.steps  # type: ignore[attr-defined]
 
     serve(test, SlowExecutor(num_pages=64))
+
+
+BOUND = long(max_tokens=5, grammar=Grammar("regex", "a", "guided_regex"))
+
+
+class Compiling:
+    """A compiler whose results come when the test says so."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[CompiledGrammar]] = []
+
+    def submit(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+    def close(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+
+def test_the_engine_goes_on_while_a_grammar_is_compiled() -> None:
+    compiler = Compiling()
+
+    async def test(engine: AsyncEngine, core: EngineCore) -> None:
+        waiting = asyncio.create_task(collect(engine, [1], BOUND))
+        assert (await collect(engine, [2], long(max_tokens=9))).finished
+        assert not waiting.done() and not core.scheduler.requests
+        compiler.futures[0].set_result(FakeGrammar(64, None, 3))
+        reply = await waiting
+        alone = run_alone(
+            [1], BOUND, max_model_len=256, vocab_size=64, eos_token_ids=frozenset(), grammar=FakeGrammar(64, None, 3)
+        )
+        assert reply.deltas[0].token_ids == alone.token_ids
+
+    serve(test, grammars=compiler)
+
+
+def test_a_grammar_that_takes_too_long_or_fails_takes_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COMPILE_SECONDS", 0.05)
+    compiler = Compiling()
+
+    async def test(engine: AsyncEngine, core: EngineCore) -> None:
+        with pytest.raises(RequestError, match="not compiled within") as caught:
+            await collect(engine, [1], BOUND)
+        assert caught.value.param == "guided_regex"
+        failing = asyncio.create_task(collect(engine, [1], BOUND))
+        await until(lambda: len(compiler.futures) == 2)
+        compiler.futures[1].set_exception(RequestError("it is no grammar"))
+        with pytest.raises(RequestError, match="it is no grammar"):
+            await failing
+        leaving = asyncio.create_task(collect(engine, [1], BOUND))
+        await until(lambda: len(compiler.futures) == 3)
+        leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await leaving
+        assert not compiler.futures[2].cancelled(), "others may be waiting for it"
+        assert not engine._streams
+        assert (await collect(engine, [2], long(max_tokens=3))).finished
+
+    serve(test, grammars=compiler)
+
+
+def test_a_request_whose_grammar_is_compiled_when_the_engine_stops_ends() -> None:
+    compiler = Compiling()
+
+    async def test(engine: AsyncEngine, core: EngineCore) -> None:
+        waiting = asyncio.create_task(collect(engine, [1], BOUND))
+        await until(lambda: bool(compiler.futures))
+        await engine.stop()
+        with pytest.raises(EngineError):
+            await waiting
+
+    serve(test, grammars=compiler)

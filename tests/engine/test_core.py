@@ -8,9 +8,9 @@ import pytest
 
 from llmserve.engine import ChoiceDelta, EngineCore, Grammar, RequestOutput, SamplingParams, SchedulerConfig, fold
 from llmserve.engine.sequence import Sequence
-from llmserve.errors import ConfigError, ContextLengthError, RequestError
+from llmserve.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from llmserve.text.tokenizer import Tokenizer
-from tests.fakes import Collector, FakeExecutor, FakeGrammar, FakeTokenizer, drain, make_core, run_alone
+from tests.fakes import Collector, FakeExecutor, FakeGrammar, FakeMatcher, FakeTokenizer, drain, make_core, run_alone
 from tests.text import samples
 
 
@@ -228,3 +228,27 @@ def test_what_a_grammar_forces_comes_in_one_step_and_counts_as_tokens() -> None:
     assert output.finished
     assert len(output.deltas[0].token_ids) == 3, "and no more than were asked for"
     assert core.stats().num_generated_tokens == 3
+
+
+class Failing(FakeMatcher):
+    """A matcher that cannot go on after some tokens, as one whose grammar has become too complex."""
+
+    left = 3
+
+    def accept(self, token_id: int) -> tuple[int, ...]:
+        self.left -= 1
+        if not self.left:
+            raise EngineError("the grammar cannot be kept to")
+        return super().accept(token_id)
+
+
+def test_a_grammar_that_fails_ends_its_own_sequence_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeGrammar, "matcher", lambda self, jump: Failing(self, False))
+    core = make_core()
+    core.add_request("a", [1, 2], greedy(max_tokens=9, n=2, grammar=Grammar("lark", "")), FakeGrammar(64, None, 1))
+    core.add_request("b", [1, 2], greedy(max_tokens=9))
+    answers = drain(core)
+    assert [(a.finish_reason, len(a.token_ids)) for a in answers["a"].values()] == [("error", 2)] * 2
+    assert answers["b"][0].finish_reason == "length"
+    core.scheduler.check_integrity()
+    assert core.stats().num_available_pages == core.stats().num_pages
