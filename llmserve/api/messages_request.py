@@ -189,6 +189,6 @@ def _tool_choice(choice: dict[str, Any]) -> str | dict[str, Any]:
     if kind == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}
     plain = {"auto": "auto", "any": "required", "none": "none"}
-    if kind not in plain:
+    if not isinstance(kind, str) or kind not in plain:
         raise RequestError(f"tool_choice of type {kind!r} is unknown; there are auto, any, tool and none.")
-    return plain[str(kind)]
+    return plain[kind]

@@ -186,7 +186,9 @@ class ChatRequest(_Request):
 
     def template_variables(self) -> dict[str, Any]:
         """What the chat template is told beside the messages."""
-        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        effort: dict[str, Any] = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        if self.reasoning_effort == "none":
+            effort["enable_thinking"] = False  # where a template knows on and off, and no degrees
         return {**effort, **(self.chat_template_kwargs or {})}
 
 

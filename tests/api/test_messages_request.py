@@ -137,6 +137,7 @@ def test_a_text_document_is_text() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "url"}}]}]}, "document"),
         ({"system": [{"type": "image"}]}, "system"),
         ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice of type 'some'"),
+        ({"tools": [TOOL], "tool_choice": {"type": []}}, "tool_choice of type"),
         ({"output_format": {"type": "xml"}}, "only json_schema"),
         ({"output_config": {"effort": 5}}, "reasoning_effort"),
     ],

@@ -145,3 +145,11 @@ def test_refusals(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         chat(**{"given": fields.pop("input"), **fields})
     assert caught.value.param and caught.value.param.startswith(param)
+
+
+def test_no_effort_is_no_thinking() -> None:
+    assert chat(reasoning={"effort": "none"}).template_variables()["enable_thinking"] is False
+    for given in ({"effort": "low"}, {}):
+        assert "enable_thinking" not in chat(reasoning=given).template_variables()
+    asked = chat(reasoning={"effort": "none"}, chat_template_kwargs={"enable_thinking": True})
+    assert asked.template_variables()["enable_thinking"] is True
