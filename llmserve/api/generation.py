@@ -177,8 +177,12 @@ class _Choice:
         self._parser = parser()
         self._called = False
         # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
-        self._counter = parser()
-        self._counted = tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+        self._counter = parser() if self._parser.may_reason else None
+        self._words = (
+            tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+            if self._counter
+            else None
+        )
 
     def take(self, delta: ChoiceDelta) -> tuple[tuple[Part, ...], FinishReason | None]:
         parts = self._parser.feed(delta.text) if delta.text else []
@@ -192,13 +196,15 @@ class _Choice:
 
     def count_reasoning(self, token_ids: Sequence[int]) -> int:
         """How many of the next tokens are reasoning."""
-        count = 0
+        count, counter, words = 0, self._counter, self._words
+        if counter is None or words is None:
+            return 0
         for token_id in token_ids:
-            if not self._counter.may_reason:
+            if not counter.may_reason:
                 break
-            before = self._counter.is_reasoning
-            self._counter.feed(self._counted.step(token_id))
-            count += before or self._counter.is_reasoning
+            before = counter.is_reasoning
+            counter.feed(words.step(token_id))
+            count += before or counter.is_reasoning
         return count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from pydantic import BaseModel
 
 from ..text import templates
 from .server import MODEL, Executor, Running, serve
@@ -250,3 +252,65 @@ def test_ids_are_those_that_mistrals_templates_take() -> None:
 def test_legacy_functions_are_refused_in_words(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="tools"):
         server.openai().chat.completions.create(model=MODEL, messages=USER, functions=[{"name": "f"}])
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+def test_the_librarys_parser_reads_calls_and_answers() -> None:
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    with serve(executor=saying(f"<tool_call>{HERE}</tool_call>")) as server:
+        message = server.openai().chat.completions.parse(model=MODEL, messages=USER, tools=[tool]).choices[0].message
+        (call,) = message.tool_calls or []
+        assert call.function.parsed_arguments == Weather(city="Zürich")
+
+        async def stream() -> Any:
+            client = server.async_openai()
+            async with client.chat.completions.stream(model=MODEL, messages=USER, tools=[tool]) as events:
+                async for _ in events:
+                    pass
+                return (await events.get_final_completion()).choices[0].message
+
+        (call,) = asyncio.run(stream()).tool_calls
+        assert call.function.parsed_arguments == Weather(city="Zürich")
+    with serve(executor=saying('{"city": "Zürich"}')) as server:
+        answer = server.openai().chat.completions.parse(model=MODEL, messages=USER, response_format=Weather)
+        assert answer.choices[0].message.parsed == Weather(city="Zürich")
+
+
+def test_every_choice_counts_its_own_calls() -> None:
+    with serve(executor=saying(ANSWERS["hermes"])) as server:
+        with server.openai().chat.completions.stream(**ASK, n=2) as stream:
+            seen = [chunk.chunk for chunk in stream if chunk.type == "chunk"]
+            final = stream.get_final_completion()
+        assert seen[0].choices[0].index == 0
+        for choice in final.choices:
+            names = [call.function.name for call in choice.message.tool_calls or []]
+            assert (names, choice.finish_reason) == (["weather", "clock"], "tool_calls")
+        ids = [call.id for choice in final.choices for call in choice.message.tool_calls or []]
+        assert len(set(ids)) == 4
+
+
+def test_logprobs_cover_every_token_of_a_call() -> None:
+    with serve(executor=saying(ANSWERS["hermes"])) as server:
+        ask = {**ASK, "logprobs": True, "top_logprobs": 1}
+        answer = server.openai().chat.completions.create(**ask)
+        content: Any = answer.choices[0].logprobs and answer.choices[0].logprobs.content
+        assert answer.usage and len(content) == answer.usage.completion_tokens
+        streamed = []
+        for chunk in server.openai().chat.completions.create(**ask, stream=True):
+            streamed += (chunk.choices[0].logprobs and chunk.choices[0].logprobs.content) or []
+        assert streamed == content
+
+
+def test_silence_while_a_call_is_held_back_is_broken() -> None:
+    """Nothing can be shown of a call before its name is known; the client still hears that the server lives."""
+    text = '<tool_call>{"id": "' + "x" * 60 + '", "name": "clock"}</tool_call>'
+    executor = saying(text)
+    executor.step_seconds = 0.01
+    with serve(executor=executor, keep_alive_seconds=0.1) as server:
+        deltas, reason = streamed(server, **ASK)
+        assert reason == "tool_calls" and deltas.count({}) >= 4
