@@ -15,6 +15,7 @@ import httpx
 import openai
 import uvicorn
 from fastapi import FastAPI
+from tokenizers import AddedToken
 
 from llmserve.api.app import create_app
 from llmserve.api.state import ServedModel, Serving
@@ -115,10 +116,13 @@ def build(
     template: str | None = templates.CHATML,
     limits: Mapping[str, Any] | None = None,
     defaults: Mapping[str, float] | None = None,
+    markers: Items[str] = (),
     **settings: Any,
 ) -> tuple[FastAPI, ServerConfig, Serving]:
-    """An app over fakes. `limits` are the scheduler's, `settings` the server's."""
-    tokenizer = Tokenizer(samples.byte_level(), special_tokens={"eos_token": EOS, "bos_token": "<|begin|>"})
+    """An app over fakes. `limits` are the scheduler's, `settings` the server's, `markers` more special tokens."""
+    words = samples.byte_level()
+    words.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
+    tokenizer = Tokenizer(words, special_tokens={"eos_token": EOS, "bos_token": "<|begin|>"})
     chat_template = ChatTemplate(template, tokenizer.special_tokens)
 
     def core() -> EngineCore:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from llmserve.engine.sequence import Sequence
 from tests.api.random_logits import RandomLogits
 from tests.api.server import MODEL, Executor, Running, serve
 
@@ -106,3 +108,30 @@ def test_stop_strings_do_not_care_for_tokens(
     assert (choice["message"]["content"] if path == CHAT else choice["text"]) == text
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", found)
     assert streamed(spoken, path, stop=stop) == (text, [found])
+
+
+def test_a_suffix_is_put_around_the_middle() -> None:
+    markers = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|endoftext|>"]
+    seen: list[list[int]] = []
+
+    class Filling(Executor):
+        def choose(self, state: int, sequence: Sequence, allowed: Items[int] | None) -> int:
+            seen.append(sequence.request.prompt_ids)
+            return [*text, end][sequence.num_generated_tokens]
+
+    with serve(executor=Filling(vocab_size=300), markers=markers) as running:
+        tokenizer = running.tokenizer
+        text = tokenizer.encode(" w", add_special_tokens=False)
+        end = tokenizer.id_of("<|endoftext|>") or 0
+        for prompt in ("hello", tokenizer.encode("hello")):
+            wanted = {"prompt": prompt, "suffix": "ell", "echo": True}
+            (choice,) = running.post(COMPLETIONS, body(COMPLETIONS, **wanted)).json()["choices"]
+            assert tokenizer.decode(seen[-1], False) == "<|fim_prefix|>hello<|fim_suffix|>ell<|fim_middle|>"
+            assert (choice["text"], choice["finish_reason"]) == ("hello w", "stop")
+
+
+def test_a_suffix_needs_tokens_for_it(spoken: Running) -> None:
+    assert spoken.post(COMPLETIONS, body(COMPLETIONS, suffix="")).status_code == 200
+    response = spoken.post(COMPLETIONS, body(COMPLETIONS, suffix="x"))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "suffix"
