@@ -7,6 +7,7 @@ what is answered, and `response_store.py` keeps what later requests may go on fr
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from .chat import answer, prompt_ids
 from .errors import describe
 from .generation import Answer, Event, FinishReason, Reply, Usage
 from .logprobs import chat_logprobs
+from .protocol import ChatRequest
 from .response_items import Items, new_id
 from .response_store import Item
 from .responses_request import ResponsesRequest
@@ -147,10 +149,34 @@ def _head(serving: Serving, body: ResponsesRequest) -> dict[str, Any]:
         "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
-        "truncation": "disabled",  # what is too long is refused
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
     }
+
+
+async def _chat(request: Request, serving: Serving, body: ResponsesRequest, items: list[Item]) -> ChatRequest:
+    """The conversation as a chat: all of it, or with `truncation` "auto" as much of its end as leaves room."""
+    known = [*serving.responses.conversation(body.previous_response_id), *items]
+    if body.truncation == "auto":
+        known = await unless_gone(request.receive, serving.in_thread(lambda: _fitting(serving, body, known)))
+    return body.as_chat(known)
+
+
+def _fitting(serving: Serving, body: ResponsesRequest, items: list[Item]) -> list[Item]:
+    """Items less the oldest turns, each of which begins with the user's message; system messages stay."""
+    context = serving.model.max_model_len
+    room = context - min(body.max_output_tokens or context // 4, context // 2)
+    starts = [0, *(at for at, item in enumerate(items) if at and item.get("role") == "user")]
+
+    def end(start: int) -> list[Item]:
+        return [*(item for item in items[:start] if item.get("role") in ("system", "developer")), *items[start:]]
+
+    def fits(start: int) -> bool:
+        return len(prompt_ids(serving, body.as_chat(end(start)))) <= room
+
+    first = bisect_left(starts, True, key=fits)
+    return end(starts[min(first, len(starts) - 1)])  # a last turn that is too long by itself is refused as any is
 
 
 @router.post("/v1/responses", response_model=ResponseObject, responses=STREAMED)
@@ -165,7 +191,7 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
             store.put(response, items)
 
     with in_their_words(_NAMES):
-        chat = body.as_chat([*store.conversation(body.previous_response_id), *items])
+        chat = await _chat(request, serving, body, items)
         return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
 
 
@@ -173,9 +199,8 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
 async def count_input_tokens(body: ResponsesRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
     """How many tokens a request would have as its prompt."""
     serving.check_model(body.model)
-    store = serving.responses
     with in_their_words(_NAMES):
-        chat = body.as_chat([*store.conversation(body.previous_response_id), *body.items(store.item)])
+        chat = await _chat(request, serving, body, body.items(serving.responses.item))
         ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, chat)))
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
 

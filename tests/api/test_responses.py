@@ -235,3 +235,34 @@ def test_input_tokens_are_counted(talker: Running) -> None:
     assert counted.input_tokens == made.usage.input_tokens
     more = api.responses.input_tokens.count(model=MODEL, input="So?", previous_response_id=made.id)
     assert more.input_tokens > counted.input_tokens
+
+
+def test_truncation_drops_the_oldest_turns() -> None:
+    """The longest end of the conversation that leaves room for an answer, and the system's words before it."""
+    seen: list[str] = []
+
+    def script(prompt: str) -> str:
+        seen.append(prompt)
+        return "Ok."
+
+    turns: Any = [{"role": "developer", "content": "Rules."}]
+    for number in range(20):
+        turns += [{"role": "user", "content": f"Question {number} {'x' * 40}"}, {"role": "assistant", "content": "A."}]
+    turns += [{"role": "user", "content": "Last"}]
+    with serve(executor=Executor(script=script)) as server:
+        asked: Any = {"model": MODEL, "input": turns, "instructions": "Be.", "max_output_tokens": 50}
+        error = error_of(server.post(PATH, asked))
+        assert error["code"] == "context_length_exceeded" and error["param"] == "input"
+        answer = server.openai().responses.create(**asked, truncation="auto")
+        assert answer.output_text == "Ok." and answer.truncation == "auto" and answer.usage
+        prompt = seen[-1]
+        assert "Be." in prompt and "Rules." in prompt and prompt.rstrip().endswith("assistant") and "Last" in prompt
+        assert "Question 19 " in prompt and "Question 0 " not in prompt
+        longer = answer.usage.input_tokens + 2 * (len(server.tokenizer.encode(f"Question 10 {'x' * 40}")))
+        assert answer.usage.input_tokens <= 512 - 50 < longer  # one turn more would not have fitted
+        kept = prompt.index("Question")
+        assert prompt[:kept].rstrip().endswith("user")  # no answer without its question
+        long = {**asked, "input": "y" * 3000, "truncation": "auto"}
+        assert error_of(server.post(PATH, long))["code"] == "context_length_exceeded"
+        assert server.post(PATH, {**asked, "input": "Hi", "truncation": "auto"}).json()["output"]
+        error_of(server.post(PATH, {**asked, "truncation": "some"}))
