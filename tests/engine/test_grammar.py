@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from llmserve.engine import Grammar
+from llmserve.engine import EngineCore, Grammar, SamplingParams, SchedulerConfig
 from llmserve.engine.grammar import MAX_CACHED, GrammarCompiler
 from llmserve.engine.grammar_spec import GrammarKind, Matcher
 from llmserve.errors import EngineError, RequestError
 from llmserve.text.tokenizer import Tokenizer
-from tests.fakes import allowed_tokens
+from tests.fakes import FakeExecutor, allowed_tokens, drain
 from tests.text import samples
 
 BYTES = Tokenizer(samples.byte_level(), special_tokens={"eos_token": "<|end|>", "bos_token": "<|begin|>"})
@@ -283,3 +283,35 @@ def test_the_part_that_is_to_blame_is_named(compilers: dict[str, GrammarCompiler
     large = Grammar("json_schema", json.dumps({"const": "x" * 100_000}))
     with pytest.raises(RequestError, match="are the limit"):
         compilers["byte-level"].submit(Grammar("lark", "start: @part_0 @part_1", None, (large, large))).result()
+
+
+def engine(num_pages: int, num_seqs: int) -> EngineCore:
+    executor = FakeExecutor(num_pages=num_pages, page_size=4, max_model_len=64, vocab_size=BYTES.vocab_size)
+    config = SchedulerConfig(num_seqs, num_seqs + 3, 64, 4, num_pages)
+    return EngineCore(executor, config, BYTES, BYTES.eos_token_ids)
+
+
+def test_scheduling_does_not_change_what_a_grammar_makes_of_a_sequence(compilers: dict[str, GrammarCompiler]) -> None:
+    """With pages for hardly more than one of them: sequences are preempted between tokens that are forced."""
+    grammars = [grammar for grammar, _ in CASES] + [Grammar("json_object"), Grammar("regex", "(hello ){1,8}"), None]
+    rng = random.Random(0)
+    asked = {
+        f"r{i}": (rng.choices(range(200), k=rng.randrange(1, 12)), rng.choice(grammars), rng.choice([1, 1, 2]))
+        for i in range(40)
+    }
+
+    def add(core: EngineCore, name: str) -> None:
+        prompt, grammar, n = asked[name]
+        params = SamplingParams(seed=int(name[1:]), n=n, max_tokens=40, grammar=grammar)
+        compiled = None if grammar is None else compilers["byte-level"].submit(grammar).result()
+        core.add_request(name, prompt, params, compiled)
+
+    together = engine(num_pages=18, num_seqs=6)
+    for name in asked:
+        add(together, name)
+    answers = drain(together)
+    assert together.stats().num_preemptions > 5
+    for name in asked:
+        alone = engine(num_pages=64, num_seqs=2)
+        add(alone, name)
+        assert answers[name] == drain(alone)[name]
