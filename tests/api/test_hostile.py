@@ -319,6 +319,82 @@ def test_what_a_client_sends_is_not_a_template(server: Running) -> None:
     assert "{{ 7 * 7 }}" in server.tokenizer.decode(ids) and text["count"] > 3
 
 
+# --- grammars
+
+
+def doubled(depth: int) -> dict[str, Any]:
+    """A schema that is small to write, and 2^depth large when every reference is followed."""
+    named: dict[str, Any] = {
+        f"d{i}": {"type": "object", "properties": {k: {"$ref": f"#/$defs/d{i + 1}"} for k in "ab"}}
+        for i in range(depth)
+    }
+    return {"$defs": {**named, f"d{depth}": {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
+LOOP = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+TREE = {
+    "$defs": {"t": {"type": "object", "properties": {"l": {"$ref": "#/$defs/t"}, "r": {"$ref": "#/$defs/t"}}}},
+    "$ref": "#/$defs/t",
+}
+GRAMMARS: dict[str, dict[str, Any]] = {
+    "regex-nested-counts": {"guided_regex": "(((a{1,99}){1,99}){1,99}){1,99}"},
+    "regex-large-count": {"guided_regex": "a{1000000000}"},
+    "regex-alternatives": {"guided_regex": "(a|a)*" * 500},
+    "regex-subsets": {"guided_regex": "(.*a.{20}|.*b.{20}|.*c.{20})"},
+    "regex-intersecting": {"guided_regex": "(x+x+)+y" * 50},
+    "regex-deep": {"guided_regex": "(" * 20_000 + "a" + ")" * 20_000},
+    "regex-long": {"guided_regex": "[a-z]" * 100_000},
+    "regex-unclosed": {"guided_regex": "(" * 20_000},
+    "schema-loop": {"guided_json": LOOP},
+    "schema-tree": {"guided_json": TREE},
+    "schema-self": {"guided_json": {"$ref": "#"}},
+    "schema-doubled": {"guided_json": doubled(40)},
+    "schema-all-of": {"guided_json": {"allOf": [{"anyOf": [{"const": i}, {"const": -i}]} for i in range(1, 40)]}},
+    "schema-counts": {"guided_json": {"type": "array", "items": {"type": "string"}, "minItems": 10**9}},
+    "schema-lengths": {"guided_json": {"type": "string", "minLength": 10**6, "maxLength": 10**9}},
+    "schema-enum": {"guided_json": {"enum": [f"word {i}" for i in range(50_000)]}},
+    "schema-wide": {
+        "guided_json": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(20_000)}}
+    },
+    "schema-pattern": {"guided_json": {"type": "string", "pattern": "((a{1,99}){1,99}){1,99}"}},
+    "schema-multiples": {"guided_json": {"allOf": [{"type": "integer", "multipleOf": p} for p in (97, 89, 83, 79)]}},
+    "ebnf-endless": {"guided_grammar": "root ::= root"},
+    "ebnf-left": {"guided_grammar": 'root ::= root root | "a"'},
+    "ebnf-empty": {"guided_grammar": "root ::= root root | "},
+    "ebnf-many": {"guided_grammar": "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(5000))},
+    "ebnf-deep": {"guided_grammar": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000},
+    "choice-many": {"guided_choice": [f"choice {i}" for i in range(50_000)]},
+    "choice-long": {"guided_choice": ["a" * 500_000]},
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_grammars(server: Running, name: str) -> None:
+    """Answered or refused, within seconds; and the others notice nothing of it."""
+    slowest, over = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal slowest
+        while not over.wait(0.05):
+            began = time.monotonic()
+            assert server.http.get("/health").status_code == 200
+            slowest = max(slowest, time.monotonic() - began)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    began = time.monotonic()
+    try:
+        with Growth() as growth:
+            response = server.post(CHAT, {**BODY, **GRAMMARS[name], "max_tokens": 40})
+    finally:
+        over.set()
+        thread.join()
+    if response.status_code != 200:
+        error_of(response)
+    assert time.monotonic() - began < 20 and slowest < 5
+    assert growth.most < 300 * MIB
+
+
 # --- limits of one request
 
 
