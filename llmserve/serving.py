@@ -51,6 +51,8 @@ def serve(config: Config) -> None:
         say(note)
     if model.path is None and embedded.is_random():
         say("No model was named: a stand-in of random weights is served, whose answers are noise.")
-    scheme = "http" if server.ssl_certfile is None else "https"
-    say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at {scheme}://{server.host}:{server.port}/v1")
+    url = f"{'http' if server.ssl_certfile is None else 'https'}://{server.host}:{server.port}"
+    say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at {url}/v1")
+    if server.page:
+        say(f"A page to chat with it: {url}")
     run(create_app(engine, tokenizer, template, served, server), server)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ..config import ServerConfig
 from ..errors import ConfigError
-from . import logs
+from . import logs, tracing
 from .state import Serving
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,10 @@ def api_keys(config: ServerConfig, environment: Mapping[str, str] = os.environ) 
 
 
 def check(config: ServerConfig) -> None:
-    """Raise ConfigError for keys and certificates that cannot be used, before anything expensive is done."""
+    """Raise ConfigError for what cannot be used (keys, certificates, an extra), before anything expensive is done."""
     api_keys(config)
+    if config.otlp_endpoint is not None:
+        tracing.require()
     if config.ssl_keyfile is not None and config.ssl_certfile is None:
         raise ConfigError("ssl_keyfile needs ssl_certfile beside it.")
     if config.ssl_certfile is not None:

@@ -29,16 +29,14 @@ class Tracing:
 
     def __init__(self, endpoint: str, model: str) -> None:
         """Raises ConfigError where the extra is not installed."""
-        try:
-            from opentelemetry import trace
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        require()
+        from opentelemetry import trace
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-            exporter = make_exporter(endpoint)
-        except ImportError as error:
-            raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'llmserve[otel]'.") from error
+        exporter = make_exporter(endpoint)
         self._trace, self._model = trace, model
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, if set, win over the name given here.
         resource = Resource.create({"service.name": "llmserve", "service.version": __version__})
@@ -102,6 +100,15 @@ class Tracing:
     async def close(self) -> None:
         """Send what is left, for a few seconds at most."""
         await asyncio.get_running_loop().run_in_executor(None, self._provider.shutdown)
+
+
+def require() -> None:
+    """Raise ConfigError unless the libraries are there."""
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'llmserve[otel]'.") from error
 
 
 def _fits(value: object) -> bool:

@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from llmserve.api import tracing
+from llmserve.api.launch import check
+from llmserve.config import ServerConfig
 from llmserve.errors import ConfigError
 
 from .server import MODEL, serve
@@ -108,9 +110,9 @@ def test_spans_reach_a_collector() -> None:
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     with pytest.raises(ConfigError, match=r"llmserve\[otel\]"):
-        tracing.Tracing(ENDPOINT, MODEL)
+        check(ServerConfig(otlp_endpoint=ENDPOINT))
 
 
 def test_nothing_is_loaded_unless_it_is_wanted() -> None:
