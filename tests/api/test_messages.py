@@ -163,7 +163,7 @@ def test_other_refusals_are_in_anthropics_shape() -> None:
         with pytest.raises(anthropic.AuthenticationError, match="API key"):
             client(server).messages.create(model=MODEL, max_tokens=1, messages=USER)
         bearer = client(server, api_key=None, auth_token="key")
-        assert bearer.messages.create(model=MODEL, max_tokens=1, messages=USER).content
+        assert bearer.messages.create(model=MODEL, max_tokens=1, messages=USER).stop_reason
         with pytest.raises(anthropic.APIStatusError, match="larger than 1000 bytes") as caught:
             bearer.messages.create(model=MODEL, max_tokens=1, messages=[{"role": "user", "content": "a" * 2000}])
         assert caught.value.status_code == 413 and caught.value.body["error"]["type"] == "request_too_large"  # type: ignore
@@ -238,7 +238,7 @@ def test_an_output_format_is_enforced(server: Running) -> None:
 
 def test_the_api_key_header_is_anthropics() -> None:
     with serve(api_keys=("key",)) as server:
-        assert client(server, api_key="key").messages.create(model=MODEL, max_tokens=1, messages=USER).content
+        assert client(server, api_key="key").messages.create(model=MODEL, max_tokens=1, messages=USER).stop_reason
         with pytest.raises(anthropic.AuthenticationError):
             client(server, api_key="other").messages.count_tokens(model=MODEL, messages=USER)
 

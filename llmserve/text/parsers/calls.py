@@ -18,6 +18,7 @@ from .base import OutputParser, Part, Text, ToolCallArguments, ToolCallBegin
 from .stream import Give, NotThisError, Reading, Source, json_string, json_value
 
 _MEMBERS = ("name", "arguments", "parameters", "id", "type", "index")  # an object with others is no call
+_MAX_HELD = 64  # characters of white space that wait for what comes after them
 _ARGUMENTS = ("arguments", "parameters")  # Hermes and Mistral say the first, Llama the second
 
 
@@ -83,7 +84,7 @@ class CallParser(OutputParser):
             held = source.held
             found = next((m for m in markers if held.endswith(m)), "")
             keep = len(found) or max((overlap(held, m) for m in markers), default=0)
-            text = held[: len(held) - keep].rstrip(" \t\r\n")
+            text = trimmed(held[: len(held) - keep])
             source.held = held[len(text) :]
             self._say(text)
             if found:
@@ -236,6 +237,11 @@ def json_calls(functions: Sequence[Function], arguments: str = "arguments") -> s
 def quoted(text: str) -> str:
     """A text as Lark writes it."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def trimmed(text: str) -> str:
+    """Without the white space at its end, unless there is so much of it that holding it back would take time."""
+    return text if len(text) > _MAX_HELD and text.isspace() else text.rstrip(" \t\r\n")
 
 
 def overlap(text: str, marker: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from .base import OutputParser, Part, Reasoning
-from .calls import overlap
+from .calls import overlap, trimmed
 from .stream import NotThisError, Reading, Source
 
 
@@ -96,15 +96,14 @@ class ReasoningParser(OutputParser):
         while (yield from source.take()):
             held = source.held
             if held.endswith(end):
-                text = held.removesuffix(end).rstrip()
-                self._pieces.append(text)
+                self._pieces.append(trimmed(held.removesuffix(end)))
                 source.held = ""
                 break
-            known = held[: len(held) - overlap(held, end)].rstrip()
+            known = trimmed(held[: len(held) - overlap(held, end)])
             self._pieces.append(known)
             source.held = held[len(known) :]
         else:
-            self._pieces.append(source.held.rstrip())
+            self._pieces.append(trimmed(source.held))
         source.held = ""
         self.is_reasoning = False
         yield from source.space()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from itertools import count, pairwise
 from typing import Any
@@ -173,6 +174,26 @@ def test_mistrals_ids_have_nine_letters_and_digits() -> None:
     assert len(output.calls[0].call_id) == 9 and output.calls[0].call_id.isalnum()
     output = fold_parts(parts(HERMES.parser(NAMES), [f"<tool_call>{CALL}</tool_call>"]))
     assert output.calls[0].call_id.startswith("call_")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(" " * 50_000, "<tool_call>" * 5_000, "<" * 50_000, "[" * 50_000, '{"id": "' + "x" * 50_000),
+        '<tool_call>{"name": "f", "arguments": {"a": ' + "[" * 50_000,
+        '[TOOL_CALLS][{"arguments": {"a": "' + "<" * 50_000,
+        '{"name": "f", "parameters": {x' + "<" * 50_000,
+        "[f(a='" + "\\'" * 25_000,
+        "<think>" + " " * 50_000,
+    ],
+    ids=lambda text: text[:12].strip(),
+)
+def test_work_grows_with_the_text_and_no_faster(form: str, text: str) -> None:
+    stream = ReasoningParser(TAGS[0], parser(form), opened=False)
+    started = time.process_time()
+    parts(stream, (text[at : at + 5] for at in range(0, len(text), 5)))
+    assert time.process_time() - started < 3, "fifty thousand characters take a fraction of a second"
 
 
 # --- properties
