@@ -84,7 +84,7 @@ def test_five_hundred_clients_and_a_queue_of_sixty_four() -> None:
 
 def test_a_client_that_leaves_frees_its_sequence_within_a_step() -> None:
     """Counted in steps of the engine: the one that runs when the client leaves is the last that computes for it."""
-    with serve(executor=Executor(step_seconds=0.1)) as server, httpx.Client(base_url=server.url) as client:
+    with serve(executor=Executor(step_seconds=0.3)) as server, httpx.Client(base_url=server.url) as client:
         for stream in (True, False):
             body = {**BODY, "max_tokens": 400, "stream": stream}
             before = server.executor.steps
@@ -96,11 +96,11 @@ def test_a_client_that_leaves_frees_its_sequence_within_a_step() -> None:
                     left_at = server.executor.steps
             else:
                 with pytest.raises(httpx.ReadTimeout):
-                    client.post(CHAT, json=body, timeout=0.55)
+                    client.post(CHAT, json=body, timeout=1.0)
                 left_at = server.executor.steps
-            time.sleep(0.5)
+            time.sleep(1.0)
             assert server.executor.steps <= left_at + 1
-            server.wait_until_idle(0.1)
+            server.wait_until_idle(1)
 
 
 def test_a_client_that_does_not_read_is_dropped() -> None:
@@ -115,12 +115,9 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
             client.connect(("127.0.0.1", server.port))
             client.sendall(head + content)
             assert client.recv(100).startswith(b"HTTP/1.1 200")
-            began = time.monotonic()
-            while not server.metrics().get("llmserve:http_requests_total"):
-                assert time.monotonic() - began < 60, "the client was not dropped"
-                time.sleep(0.1)
-            server.wait_until_idle(1)
-            assert server.metrics()["llmserve:num_requests_running"] == 0
+            server.wait_until_idle(60)
+            assert 0 < server.metrics()["llmserve:generation_tokens_total"] < 16 * 2000  # it was not just quick
+            assert server.metrics()["llmserve:request_success_total"] == 16
             assert server.most_resident() < 500 * MIB
             # The kernel gives up too, so that the connection is no more than its own buffers.
             until = time.monotonic() + 20
