@@ -15,7 +15,6 @@ from .engine.grammar import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
-from .weights import embedded
 
 
 def serve(config: Config) -> None:
@@ -49,8 +48,8 @@ def serve(config: Config) -> None:
     )
     for note in compiled.notes:
         say(note)
-    if model.path is None and embedded.is_random():
-        say("No model was named: a stand-in of random weights is served, whose answers are noise.")
+    if model.path is None:
+        say("No model was named: the small one of the package is served, which knows few things and is often wrong.")
     url = f"{'http' if server.ssl_certfile is None else 'https'}://{server.host}:{server.port}"
     say(f"{served.id} ({compiled.scheme} on {compiled.platform}) at {url}/v1")
     if server.page:

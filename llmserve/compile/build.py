@@ -92,7 +92,7 @@ class Build:
         self.limits = limits or Limits()
         self.notify = notify
         self.notes: list[str] = []
-        self.directory = embedded.embedded_model(artifact.obtain) if model is None else hub.resolve(model)
+        self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
         self.converted = _converted_scheme(self.directory)
         self.raw_config = read_config(self.directory)
         self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
