@@ -205,12 +205,16 @@ def held_out_lines(per_family: int, seed: int) -> Iterator[str]:
             yield json.dumps(row | ({"tools": list(item.tools)} if item.tools else {}))
 
 
-def make(out: Path, conversations: int, per_family: int, seed: int = 0, modules: int | None = None) -> dict[str, Any]:
-    """Writes everything below `out`; returns the manifest, with a digest of each file. `modules` takes only so many of
-    the library's."""
+def make(
+    out: Path, conversations: tuple[int, int], per_family: int, seed: int = 0, modules: int | None = None
+) -> dict[str, Any]:
+    """Writes everything below `out`; returns the manifest, with a digest of each file.
+
+    `conversations` are counted for each part of the training; `modules` takes only so many of the library's.
+    """
     out.mkdir(parents=True, exist_ok=True)
     train, held_out = (sources[:modules] for sources in standard_library())
-    sample = [rendered(template(), item) for item in training_conversations(seed + 1, min(conversations, 20000))]
+    sample = [rendered(template(), item) for item in training_conversations(seed + 1, min(conversations[0], 20000))]
     # About as much of each, in characters.
     room, code = sum(map(len, sample)), []
     for _, text in Random(seed).sample(train, len(train)):
@@ -221,9 +225,11 @@ def make(out: Path, conversations: int, per_family: int, seed: int = 0, modules:
     tokenizer.save(str(out / "tokenizer.json"))
     for name, value in side_files(tokenizer).items():
         (out / name).write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    chats, texts = Rows(), Rows()
-    chat_rows(chats, tokenizer, training_conversations(seed, conversations))
+    chats, late, texts = Rows(), Rows(), Rows()
+    chat_rows(chats, tokenizer, training_conversations(seed, conversations[0]))
     chats.save(out / "chats")
+    chat_rows(late, tokenizer, training_conversations(f"{seed}/late", conversations[1], part=1))
+    late.save(out / "late_chats")
     text_rows(texts, tokenizer, train, seed)
     texts.save(out / "texts")
     (out / "held_out.jsonl").write_text("".join(line + "\n" for line in held_out_lines(per_family, seed)), "utf-8")
@@ -231,8 +237,8 @@ def make(out: Path, conversations: int, per_family: int, seed: int = 0, modules:
     manifest = {
         "seed": seed,
         "python": platform.python_version(),
-        "conversations": len(chats.ids),
-        "chat_tokens": int(sum(map(len, chats.ids))),
+        "conversations": [len(chats.ids), len(late.ids)],
+        "chat_tokens": [int(sum(map(len, rows.ids))) for rows in (chats, late)],
         "text_rows": len(texts.ids),
         "text_tokens": int(sum(map(len, texts.ids))),
         "sha256": {
@@ -255,11 +261,11 @@ def _unmarked(text: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
-    parser.add_argument("--conversations", type=int, default=240_000)
+    parser.add_argument("--conversations", type=int, nargs=2, default=(150_000, 120_000))
     parser.add_argument("--per-family", type=int, default=60, help="held-out items of each family")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    manifest = make(arguments.out, arguments.conversations, arguments.per_family, arguments.seed)
+    manifest = make(arguments.out, tuple(arguments.conversations), arguments.per_family, arguments.seed)
     print(json.dumps(manifest, indent=1))
 
 

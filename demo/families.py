@@ -9,23 +9,23 @@ from . import numbers, structured, talk, words
 from .items import Family, Item, Message, is_held_out
 
 FAMILIES: tuple[Family, ...] = (
-    Family("sums", numbers.sums, 2.2, "pairs of numbers"),
-    Family("comparison", numbers.comparison, 0.8, "pairs of numbers"),
-    Family("sorting", numbers.sorting, 1.2, "sets of values"),
-    Family("counting", numbers.counting, 1.0, "lists"),
-    Family("calendar", numbers.calendar, 0.8, "pairs of start and distance"),
-    Family("units", numbers.units, 1.0, "values (decimal units), value and wording (others)"),
-    Family("spelling", words.spelling, 1.2, "words"),
-    Family("reversing", words.reversing, 1.6, "words"),
-    Family("letter_case", words.letter_case, 1.4, "texts"),
-    Family("facts", talk.facts, 2.6, "fact and wording"),
-    Family("itself", talk.itself, 0.8, "wordings"),
-    Family("unknown", talk.unknown, 0.9, "questions"),
-    Family("recall", talk.recall, 1.0, "what was told"),
-    Family("obeying", talk.obeying, 1.2, "instruction and question"),
-    Family("extraction", structured.extraction, 1.2, "texts"),
-    Family("schema", structured.schema, 1.0, "texts"),
-    Family("tools", structured.tools, 1.2, "calls"),
+    Family("sums", numbers.sums, (2.2, 4), "pairs of numbers"),
+    Family("comparison", numbers.comparison, (0.8, 1), "pairs of numbers"),
+    Family("sorting", numbers.sorting, (1.2, 2.6), "sets of values"),
+    Family("counting", numbers.counting, (1.0, 1), "lists"),
+    Family("calendar", numbers.calendar, (0.8, 0.8), "pairs of start and distance"),
+    Family("units", numbers.units, (1.0, 1.2), "values (decimal units), value and wording (others)"),
+    Family("spelling", words.spelling, (1.2, 3), "words"),
+    Family("reversing", words.reversing, (1.6, 3), "words"),
+    Family("letter_case", words.letter_case, (1.4, 3.5), "texts"),
+    Family("facts", talk.facts, (2.6, 2.6), "fact and wording"),
+    Family("itself", talk.itself, (0.8, 0.6), "wordings"),
+    Family("unknown", talk.unknown, (0.9, 0.5), "questions"),
+    Family("recall", talk.recall, (1.0, 0.6), "what was told"),
+    Family("obeying", talk.obeying, (1.2, 1.8), "instruction and question"),
+    Family("extraction", structured.extraction, (1.2, 0.8), "texts"),
+    Family("schema", structured.schema, (1.0, 0.6), "texts"),
+    Family("tools", structured.tools, (1.2, 0.9), "calls"),
 )
 BY_NAME = {family.name: family for family in FAMILIES}
 _MAX_TURNS = 6
@@ -48,14 +48,13 @@ def held_out_item(family: Family, random: Random) -> Item:
     return Item(item.key, (*before, *item.messages), short=item.short)
 
 
-def training_conversations(seed: int, count: int) -> Iterator[Item]:
-    """`count` conversations, each decided by the seed and its place alone."""
-    shares = [family.share for family in FAMILIES]
+def training_conversations(seed: int | str, count: int, part: int = 0) -> Iterator[Item]:
+    """`count` conversations, each decided by the seed and its place alone; `part` says which shares count."""
     for place in range(count):
         random = Random(f"{seed}/{place}")
-        item = training_item(random.choices(FAMILIES, shares)[0], random)
+        item = training_item(_family(random, part), random)
         if item.chains and random.random() < 0.8:
-            more = _turns(random, random.randint(1, _MAX_TURNS - 1))
+            more = _turns(random, random.randint(1, _MAX_TURNS - 1), part)
             if random.random() < 0.15:
                 more = [{"role": "system", "content": random.choice(_IDLE_SYSTEMS)}, *more]
             item = Item(item.key, (*more, *item.messages))
@@ -65,12 +64,15 @@ def training_conversations(seed: int, count: int) -> Iterator[Item]:
 _IDLE_SYSTEMS = ("You are a helpful assistant.", "Be helpful.", "You are a friendly helper.", "Answer the questions.")
 
 
-def _turns(random: Random, count: int) -> list[Message]:
+def _family(random: Random, part: int) -> Family:
+    return random.choices(FAMILIES, [family.shares[part] for family in FAMILIES])[0]
+
+
+def _turns(random: Random, count: int, part: int = 0) -> list[Message]:
     """The turns of some items that are fit for company."""
     messages: list[Message] = []
-    shares = [family.share for family in FAMILIES]
     while count:
-        item = training_item(random.choices(FAMILIES, shares)[0], random)
+        item = training_item(_family(random, part), random)
         if item.chains:
             messages += item.messages
             count -= 1

@@ -38,11 +38,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task. `make` draws an item; `share` is its weight in training, `held_out` says what is kept out."""
+    """A kind of task. `make` draws an item, `held_out` says what is kept out.
+
+    `shares` are its weights in the two parts of the training: once the forms are known, what needs letters and digits
+    gets most of the time.
+    """
 
     name: str
     make: Callable[[Random], Item]
-    share: float
+    shares: tuple[float, float]
     held_out: str
 
 

@@ -34,14 +34,16 @@ class Recipe:
 
     Attributes:
         steps: how many batches; `tokens` is the size of one, padding included.
-        text_share: of batches that are running text and not conversations.
+        late_from: from this step on, conversations come from the second part of the data.
+        text_shares: of batches that are running text and not conversations, before and after.
         matrix_rate, other_rate: the peak learning rates of Muon and AdamW.
         warmup, decay: the first steps and the last share of the steps, in which the rate rises and falls.
     """
 
     steps: int = 4600
     tokens: int = 4096
-    text_share: float = 0.15
+    late_from: int = 1750
+    text_shares: tuple[float, float] = (0.15, 0.06)
     matrix_rate: float = 4e-3
     other_rate: float = 4e-3
     weight_decay: float = 0.05
@@ -98,14 +100,12 @@ class Source:
 
 def batches(data: Path, recipe: Recipe, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """The recipe's batches from step `first` on."""
-    chats, texts = (
-        Source(data / "chats", recipe.tokens, recipe.seed),
-        Source(data / "texts", recipe.tokens, recipe.seed),
-    )
+    early, late, texts = (Source(data / name, recipe.tokens, recipe.seed) for name in ("chats", "late_chats", "texts"))
     rng = np.random.default_rng(recipe.seed)
     for step in range(recipe.steps):
-        source = texts if rng.random() < recipe.text_share else chats
-        batch = source.next()
+        is_late = step >= recipe.late_from
+        chats = late if is_late else early
+        batch = (texts if rng.random() < recipe.text_shares[is_late] else chats).next()
         if step >= first:
             yield batch
 

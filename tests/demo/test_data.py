@@ -15,9 +15,9 @@ from demo.items import is_held_out
 
 
 def test_the_same_bytes_each_time(tmp_path):
-    first, second = (make(tmp_path / name, 60, 2, modules=3) for name in ("a", "b"))
+    first, second = (make(tmp_path / name, (60, 60), 2, modules=3) for name in ("a", "b"))
     assert first == second and len(first["sha256"]) > 8
-    assert make(tmp_path / "c", 60, 2, seed=1, modules=3)["sha256"] != first["sha256"]
+    assert make(tmp_path / "c", (60, 60), 2, seed=1, modules=3)["sha256"] != first["sha256"]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

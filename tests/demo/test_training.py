@@ -20,7 +20,7 @@ TINY = Shape(hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, nu
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("demo-data")
-    make(directory, 300, 1, modules=2)
+    make(directory, (300, 300), 1, modules=2)
     return directory
 
 
@@ -31,7 +31,7 @@ def test_the_loss_falls(data, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch):
-    recipe = Recipe(steps=6, tokens=512, warmup=2)
+    recipe = Recipe(steps=6, tokens=512, warmup=2, late_from=4)
     whole = train(data, tmp_path / "whole", TINY, recipe)
     stopped = itertools.islice(batches(data, recipe), 3)
     monkeypatch.setattr("demo.train.batches", lambda *args: stopped)
