@@ -1,4 +1,4 @@
-"""The model that comes with the package, as `serve` and `chat` take it: what it is made of, and that it really answers."""
+"""The model that comes with the package, as `serve` and `chat` take it: what it is made of, and that it answers."""
 
 from __future__ import annotations
 
