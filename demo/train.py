@@ -40,7 +40,7 @@ class Recipe:
         warmup, decay: the first steps and the last share of the steps, in which the rate rises and falls.
     """
 
-    steps: int = 4600
+    steps: int = 5200
     tokens: int = 4096
     late_from: int = 1750
     text_shares: tuple[float, float] = (0.15, 0.06)
@@ -48,7 +48,7 @@ class Recipe:
     other_rate: float = 4e-3
     weight_decay: float = 0.05
     warmup: int = 100
-    decay: float = 0.3
+    decay: float = 0.47
     seed: int = 0
 
     def rate(self, step: int) -> float:
