@@ -59,7 +59,7 @@ def standard_library() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _SKIPPED]
         names += [(Path(folder) / file).relative_to(root).as_posix() for file in files if file.endswith(".py")]
-    for name in sorted(names):
+    for name in sorted(names, key=lambda name: name.split("/")):
         if name.startswith("_sysconfigdata"):  # differs from machine to machine
             continue
         file = root / name
