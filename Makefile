@@ -2,7 +2,8 @@
 #
 #   make serve [MODEL=...] [QUANT=...] [ARGS="--port 9000"]   the OpenAI API on 127.0.0.1:8000
 #   make test  [ARGS="tests/engine -k prefix"]                all tests, or some
-#   make node                                                 the clients for Node that a test wants, if npm is there
+#   make clients                                              the tests of clients that cannot be in the extra test: two for
+#                                                             Node, and instructor, in an environment of its own
 #   make check                                                lint, formatting, types
 #   make bench [ARGS=...]                                     llmserve and its peers, side by side
 #   make env                                                  only build .venv
@@ -20,12 +21,13 @@ ARGS ?=
 RUNTIME := $(VENV)/.stamp-runtime
 TEST := $(VENV)/.stamp-test
 BENCH := $(VENV)/.stamp-bench
+CLIENTS := .venv-clients
 BUILDING := $(VENV)/.building
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
 
 .DEFAULT_GOAL := serve
 .NOTPARALLEL:
-.PHONY: serve test node check bench gpu env clean venv
+.PHONY: serve test node clients check bench gpu env clean venv
 
 # Tools are started as modules, so that a checkout can be moved with its environment.
 serve: $(RUNTIME)
@@ -36,6 +38,15 @@ test: $(TEST)
 
 node:
 	npm ci --no-audit --no-fund --prefix tests/api/node
+
+clients: node $(CLIENTS)/.stamp
+	$(CLIENTS)/bin/python -m pytest tests/api/test_node.py tests/api/test_instructor.py
+
+$(CLIENTS)/.stamp: pyproject.toml
+	@echo "Installing llmserve and instructor into $(CLIENTS), a minute or two."
+	@rm -rf $(CLIENTS) && $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[clients]"
+	@touch $@
 
 check: $(TEST)
 	$(BIN)/python -m ruff check .
@@ -51,7 +62,7 @@ gpu:
 env: $(RUNTIME)
 
 clean:
-	rm -rf $(VENV) tests/api/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) tests/api/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml

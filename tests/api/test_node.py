@@ -1,6 +1,6 @@
 """The vendors' clients for Node, against a server whose model is scripted.
 
-`make node` installs the clients; without them, or without Node, there is nothing to run.
+`make clients` installs them; without them, or without Node, there is nothing to run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def script(prompt: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
-@pytest.mark.skipif(not (HERE / "node_modules").is_dir(), reason="`make node` has not been run")
+@pytest.mark.skipif(not (HERE / "node_modules").is_dir(), reason="`make clients` has not been run")
 def test_node_clients() -> None:
     with serve(executor=Executor(script=script, max_model_len=2048, num_pages=2048)) as server:
         run = subprocess.run(

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import trustme
 
 from llmserve.api.launch import api_keys, check
 from llmserve.config import ServerConfig
@@ -23,7 +24,6 @@ from .process import Process, process
 from .server import Running, serve
 from .test_requests import BODY, CHAT, error_of
 
-TLS = Path(__file__).parent / "tls"  # of its own making, for localhost, valid for a hundred years
 SECRET = "the quick brown fox"
 SLOW = {"step_seconds": 0.05}
 
@@ -124,10 +124,22 @@ def test_cors() -> None:
 # --- TLS
 
 
-def test_tls() -> None:
-    files = {"ssl_certfile": TLS / "cert.pem", "ssl_keyfile": TLS / "key.pem"}
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with cert.pem and key.pem of 127.0.0.1, and ca.pem, which vouches for it."""
+    directory = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1", "localhost")
+    own.private_key_pem.write_to_path(directory / "key.pem")
+    own.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    return directory
+
+
+def test_tls(tls: Path) -> None:
+    files = {"ssl_certfile": tls / "cert.pem", "ssl_keyfile": tls / "key.pem"}
     with process(**files, log_level="warning") as server:
-        context = ssl.create_default_context(cafile=TLS / "cert.pem")
+        context = ssl.create_default_context(cafile=tls / "ca.pem")
         with httpx.Client(verify=context, base_url=server.url) as http:
             client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http)
             assert client.chat.completions.create(**BODY).choices
@@ -142,15 +154,15 @@ def test_tls() -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"ssl_keyfile": TLS / "key.pem"}, "needs ssl_certfile"),
-        ({"ssl_certfile": TLS / "gone.pem"}, r"gone\.pem"),
-        ({"ssl_certfile": TLS / "cert.pem"}, "cannot be used"),
-        ({"ssl_certfile": TLS / "key.pem", "ssl_keyfile": TLS / "key.pem"}, "cannot be used"),
+        ({"ssl_keyfile": "key.pem"}, "needs ssl_certfile"),
+        ({"ssl_certfile": "gone.pem"}, r"gone\.pem"),
+        ({"ssl_certfile": "cert.pem"}, "cannot be used"),
+        ({"ssl_certfile": "key.pem", "ssl_keyfile": "key.pem"}, "cannot be used"),
     ],
 )
-def test_certificates_that_cannot_be_used_are_named(files: dict[str, Path], words: str) -> None:
+def test_certificates_that_cannot_be_used_are_named(tls: Path, files: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        check(ServerConfig(**files))
+        check(ServerConfig.model_validate({setting: tls / name for setting, name in files.items()}))
 
 
 # --- logs
