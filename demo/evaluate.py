@@ -14,6 +14,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def through_server(
             model=name, messages=row["messages"][:-1], temperature=0, max_tokens=MAX_TOKENS, **more
         )
         message = reply.choices[0].message
-        calls = [(c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls or ()]
+        calls = [(c.function.name, _arguments(c.function.arguments)) for c in message.tool_calls or ()]
         return message.content or "", calls
 
     def score(text: str) -> tuple[float, int]:
@@ -105,16 +106,28 @@ def through_server(
     return answer, score
 
 
+def _arguments(text: str) -> Any:
+    """A call's arguments; as they are, where the model has not written JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _pieces(text: str, size: int = 1200) -> Iterable[str]:
     return (text[at : at + size] for at in range(0, len(text), size))
 
 
-def exact_match(rows: list[Row], answer: Callable[[Row], Answer], show: int = 0) -> dict[str, tuple[int, int]]:
-    """(right, all) by family; prints the first `show` mistakes of each."""
+def exact_match(
+    rows: list[Row], answer: Callable[[Row], Answer], show: int = 0, workers: int = 1
+) -> dict[str, tuple[int, int]]:
+    """(right, all) by family; prints the first `show` mistakes of each. `workers` ask at the same time."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     shown: dict[str, int] = defaultdict(int)
-    for row in rows:
-        got, want = answer(row), wanted(row)
+    with ThreadPoolExecutor(workers) as pool:
+        answers = list(pool.map(answer, rows))
+    for row, got in zip(rows, answers, strict=True):
+        want = wanted(row)
         right = got == want
         counts[row["family"]][0] += right
         counts[row["family"]][1] += 1
@@ -164,7 +177,7 @@ def main() -> None:
             for row in rows
             if (seen.__setitem__(row["family"], seen[row["family"]] + 1) or seen[row["family"]] <= arguments.per_family)
         ]
-    print(table(exact_match(rows, answer, arguments.show)))
+    print(table(exact_match(rows, answer, arguments.show, 1 if arguments.checkpoint else 8)))
     texts = json.loads((arguments.data / "held_out_text.json").read_text("utf-8"))
     value, tokens = perplexity(texts, score, arguments.text_limit)
     print(f"\nPerplexity on held-out source text: {value:.2f} per token ({tokens} tokens)")
