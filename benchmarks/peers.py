@@ -29,11 +29,11 @@ import numpy as np
 from llmserve.bench.host import Bystanders, cores, load_average, prepare, provenance
 from llmserve.bench.plan import BATCHES, CONTEXT, PREFILL, STEPS
 from llmserve.compile.artifact import checkpoint_fingerprint, obtain
-from llmserve.weights.random_checkpoint import TINY_DEMO, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 HERE = Path(__file__).parent
 LLAMA_1B: dict[str, Any] = {
-    **TINY_DEMO,
+    **TINY_LLAMA,
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 16,
@@ -52,7 +52,7 @@ LLAMA_1B: dict[str, Any] = {
         "original_max_position_embeddings": 8192,
     },
 }
-SHAPES = {"llama-1b": LLAMA_1B, "tiny": TINY_DEMO}
+SHAPES = {"llama-1b": LLAMA_1B, "tiny": TINY_LLAMA}
 RATES = [*(f"decode {batch}" for batch in BATCHES), *(f"prefill {tokens}" for tokens in PREFILL)]
 LABELS = {
     **{f"decode {b}": f"decode tok/s, batch {b}, context {CONTEXT}" for b in BATCHES},

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from llmserve import __version__, cli
 from llmserve.config import Config, load_toml
 from llmserve.models.base import families
-from llmserve.weights.random_checkpoint import TINY_DEMO, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
-TINY = TINY_DEMO | {
+TINY = TINY_LLAMA | {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 1,

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights in Hugging Face's format: what tests, benchmarks and a first try run on.
+"""Checkpoints of random weights in Hugging Face's format: what tests and benchmarks run on.
 
 They have a real byte-level BPE tokenizer with ChatML markers, and every byte follows from the config and the seed.
 Weights are scaled so that activations stay near 1 and logits differ; the text that comes out is noise all the same.
@@ -20,7 +20,7 @@ from .container import SafetensorsWriter, TensorSpec
 from .convert import FLOATS
 from .read import INDEX, SINGLE
 
-TINY_DEMO: dict[str, Any] = {
+TINY_LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 128,

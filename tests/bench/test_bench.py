@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from llmserve.bench import engine, host, plan, serve
 from llmserve.cli import app
 from llmserve.errors import LLMServeError
-from llmserve.weights.random_checkpoint import TINY_DEMO, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 ENGINE = [
     "ready_seconds",
@@ -45,7 +45,7 @@ def check(figures: dict[str, Any], names: list[str]) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The families' tiny configs have contexts shorter than what is measured; the demo's is long enough."""
-    return str(write_random_checkpoint(tmp_path_factory.mktemp("bench") / "tiny-demo", TINY_DEMO))
+    return str(write_random_checkpoint(tmp_path_factory.mktemp("bench") / "tiny-demo", TINY_LLAMA))
 
 
 def test_the_engine_figures_through_the_command_line(model: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from llmserve.errors import UnsupportedError
 from llmserve.quant.group import as_float32
-from llmserve.weights.random_checkpoint import TINY_DEMO, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 from llmserve.weights.read import Checkpoint
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")
@@ -26,7 +26,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     scaling["original_max_position_embeddings"] = 128
     more = {"tie_word_embeddings": True, "rope_scaling": scaling} if request.param else {}
     out = tmp_path_factory.mktemp("gguf")
-    write_random_checkpoint(out / "hf", {**TINY_DEMO, "num_hidden_layers": 2, **more}, dtype="float32")
+    write_random_checkpoint(out / "hf", {**TINY_LLAMA, "num_hidden_layers": 2, **more}, dtype="float32")
     write(out / "hf", out / "model.gguf")
     return out / "hf", out / "model.gguf"
 
@@ -54,9 +54,9 @@ def test_queries_and_keys_rotate_neighbours(files: tuple[Path, Path]) -> None:
     weight = as_float32(Checkpoint.open(checkpoint).read("model.layers.0.self_attn.k_proj.weight"))
     tensor = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.0.attn_k.weight")
     found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    half = TINY_DEMO["head_dim"] // 2
+    half = TINY_LLAMA["head_dim"] // 2
     # Head 1's rows 3 and 3 + D/2 have become its rows 6 and 7.
-    first = TINY_DEMO["head_dim"]
+    first = TINY_LLAMA["head_dim"]
     for here, there in ((first + 3, first + 6), (first + 3 + half, first + 7)):
         assert np.corrcoef(weight[here], found[there])[0, 1] > 0.99
 

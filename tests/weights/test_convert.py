@@ -23,11 +23,11 @@ from llmserve.weights import convert as convert_module
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
 from llmserve.weights.convert import ConversionPlan, ParamPlan, convert
 from llmserve.weights.load import PARAMS_FILE, load_params
-from llmserve.weights.random_checkpoint import TINY_DEMO, tensor_shapes, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.weights.read import SINGLE, Checkpoint
 
 H, F, V = 72, 100, 300
-CONFIG = TINY_DEMO | {"hidden_size": H, "intermediate_size": F, "num_hidden_layers": 1, "vocab_size": V}
+CONFIG = TINY_LLAMA | {"hidden_size": H, "intermediate_size": F, "num_hidden_layers": 1, "vocab_size": V}
 
 
 def plan_of(storage: Any) -> ConversionPlan:

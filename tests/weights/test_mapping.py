@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.errors import CheckpointError
 from llmserve.weights.mapping import Fuse, MappedTensor, map_weights
-from llmserve.weights.random_checkpoint import TINY_DEMO, tensor_shapes
+from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes
 
 ATTENTION = "model.layers.{i}.self_attn."
 RULES = (
@@ -31,7 +31,7 @@ def params(layers: int, bias: bool) -> list[str]:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_whole_checkpoint_finds_its_place(family: str) -> None:
-    checkpoint = list(tensor_shapes(TINY_DEMO | {"model_type": family}))
+    checkpoint = list(tensor_shapes(TINY_LLAMA | {"model_type": family}))
     names = params(4, bias=family == "qwen2")
     mapped = map_weights(names, checkpoint, RULES)
     assert [tensor.name for tensor in mapped] == names
@@ -41,7 +41,7 @@ def test_a_whole_checkpoint_finds_its_place(family: str) -> None:
 
 
 def test_a_missing_source_is_named_with_its_purpose() -> None:
-    checkpoint = set(tensor_shapes(TINY_DEMO)) - {"model.layers.2.self_attn.k_proj.weight"}
+    checkpoint = set(tensor_shapes(TINY_LLAMA)) - {"model.layers.2.self_attn.k_proj.weight"}
     with pytest.raises(CheckpointError, match=r"no tensor model\.layers\.2\.self_attn\.k_proj\.weight, which .*qkv"):
         map_weights(params(4, bias=False), checkpoint, RULES)
     with pytest.raises(CheckpointError, match=r"no tensor a\.$"):
@@ -62,7 +62,7 @@ def test_ignored_by_name() -> None:
 
 def test_too_few_layers_in_the_config_leave_tensors_over() -> None:
     with pytest.raises(CheckpointError, match=r"no place for: model\.layers\.3"):
-        map_weights(params(3, bias=False), tensor_shapes(TINY_DEMO), RULES)
+        map_weights(params(3, bias=False), tensor_shapes(TINY_LLAMA), RULES)
 
 
 def test_experts_are_stacked_in_order() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from llmserve.weights.random_checkpoint import TINY_DEMO, tensor_shapes, write_random_checkpoint
+from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.weights.read import Checkpoint
 from llmserve.weights.tiny_tokenizer import SPECIALS, write_tokenizer
 
@@ -18,7 +18,7 @@ from llmserve.weights.tiny_tokenizer import SPECIALS, write_tokenizer
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_families(tmp_path: Path, family: str, tied: bool) -> None:
-    config = TINY_DEMO | {"model_type": family, "tie_word_embeddings": tied, "vocab_size": 300}
+    config = TINY_LLAMA | {"model_type": family, "tie_word_embeddings": tied, "vocab_size": 300}
     checkpoint = Checkpoint.open(write_random_checkpoint(tmp_path, config))
     shapes = {name: checkpoint.info(name).shape for name in checkpoint.names()}
     assert shapes == tensor_shapes(config)
@@ -31,14 +31,14 @@ def test_families(tmp_path: Path, family: str, tied: bool) -> None:
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
-    paths = [write_random_checkpoint(tmp_path / str(i), TINY_DEMO, seed=i // 2) for i in range(3)]
+    paths = [write_random_checkpoint(tmp_path / str(i), TINY_LLAMA, seed=i // 2) for i in range(3)]
     a, b, c = ({file.name: file.read_bytes() for file in path.iterdir()} for path in paths)
     assert a == b
     assert {name for name in a if a[name] != c[name]} == {"model.safetensors"}
 
 
 def test_unknown_families_need_shapes(tmp_path: Path) -> None:
-    config = TINY_DEMO | {"model_type": "mamba"}
+    config = TINY_LLAMA | {"model_type": "mamba"}
     with pytest.raises(ValueError, match="mamba"):
         write_random_checkpoint(tmp_path, config)
     write_random_checkpoint(tmp_path, config, shapes={"a.weight": (3, 4)})
@@ -64,7 +64,7 @@ def test_a_vocabulary_must_hold_all_bytes(tmp_path: Path) -> None:
 
 
 def test_configs_and_template_agree(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path, TINY_DEMO)
+    write_random_checkpoint(tmp_path, TINY_LLAMA)
     config, generation, tokenizer = (
         json.loads((tmp_path / f"{name}.json").read_text())
         for name in ("config", "generation_config", "tokenizer_config")
@@ -80,7 +80,7 @@ def test_configs_and_template_agree(tmp_path: Path) -> None:
 def test_transformers_takes_it(tmp_path: Path, family: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    path = write_random_checkpoint(tmp_path, TINY_DEMO | {"model_type": family, "architectures": None})
+    path = write_random_checkpoint(tmp_path, TINY_LLAMA | {"model_type": family, "architectures": None})
     model, info = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
