@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from .server import MODEL, Executor, Running, serve
 from .test_tools import ANSWERS, CLOCK, WEATHER
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices on the network when it is imported
 litellm = pytest.importorskip("litellm")
 
 
