@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,8 @@ def main() -> None:
         answer, score = through_server(arguments.url, arguments.model, arguments.key)
     rows = [json.loads(line) for line in (arguments.data / "held_out.jsonl").read_text("utf-8").splitlines()]
     if arguments.per_family:
-        seen: dict[str, int] = defaultdict(int)
-        rows = [
-            row
-            for row in rows
-            if (seen.__setitem__(row["family"], seen[row["family"]] + 1) or seen[row["family"]] <= arguments.per_family)
-        ]
+        families = groupby(rows, lambda row: row["family"])
+        rows = [row for _, its in families for row in islice(its, arguments.per_family)]
     print(table(exact_match(rows, answer, arguments.show, 1 if arguments.checkpoint else 8)))
     texts = json.loads((arguments.data / "held_out_text.json").read_text("utf-8"))
     value, tokens = perplexity(texts, score, arguments.text_limit)

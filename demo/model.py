@@ -129,12 +129,11 @@ class Llama(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.embed_tokens.weight.T
 
-    def loss(self, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of next tokens over [B, T] ids, weighted by [B, T] `weights` (0 or 1) of the token that
-        is predicted; and the number of tokens that counted."""
-        wanted = weights[:, 1:] > 0
+    def loss(self, ids: Tensor, marks: Tensor) -> Tensor:
+        """Mean cross-entropy over those of the [B, T] ids, each predicted from the ones before it, that are marked."""
+        wanted = marks[:, 1:] > 0
         hidden = self(ids)[:, :-1][wanted]
-        return F.cross_entropy(self.logits(hidden).float(), ids[:, 1:][wanted].long()), wanted.sum()
+        return F.cross_entropy(self.logits(hidden).float(), ids[:, 1:][wanted].long())
 
     def named_weights(self) -> dict[str, Tensor]:
         """The weights under the names of `LlamaForCausalLM`."""

@@ -146,15 +146,15 @@ def train(
             optim.load_state_dict(saved)
         first = state["step"]
         print(f"resumed at step {first}", flush=True)
-    peaks = [[recipe.matrix_rate], [recipe.other_rate]]
+    peaks = (recipe.matrix_rate, recipe.other_rate)
     losses: list[float] = []
     began, tokens = time.perf_counter(), 0
     for step, (ids, marks) in enumerate(batches(data, recipe, first), first):
         for optim, peak in zip(optims, peaks, strict=True):
             for group in optim.param_groups:
-                group["lr"] = peak[0] * recipe.rate(step)
+                group["lr"] = peak * recipe.rate(step)
         with torch.autocast(device, torch.bfloat16):
-            loss, _ = model.loss(ids.to(device), marks.to(device))
+            loss = model.loss(ids.to(device), marks.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:

@@ -138,7 +138,7 @@ def _assistant(blocks: list[Block], where: str) -> ChatMessage:
                 thought = string_in(block, "thinking", f"{where}.content[{index}]")
                 message["reasoning_content"] = message.get("reasoning_content", "") + thought
             case "redacted_thinking":
-                pass  # for Anthropic's eyes only
+                pass  # encrypted by Anthropic: there is nothing in it that another model could be told
             case _:
                 message["content"].append(_text(block, f"{where}.content[{index}]"))
     return message

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +28,7 @@ def call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-class CallParser(OutputParser):
+class CallParser(OutputParser, ABC):
     """Text in which calls may stand; how they stand there is each format's `_read`.
 
     Args:
@@ -64,9 +65,9 @@ class CallParser(OutputParser):
             return self._taken()
         raise AssertionError("a format reads on after the end of the text")
 
+    @abstractmethod
     def _read(self) -> Reading[None]:
         """Read the whole text, up to and with its end."""
-        raise NotImplementedError
 
     # What formats are made of
 
