@@ -273,7 +273,7 @@ def converted(model: Path, cli_cache: Path, tmp_path_factory: pytest.TempPathFac
     command = [*MODULE, "convert", str(model), "--output", str(path), "--quant", "q3"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert "Converted to q3f32_1" in done.stdout and f"llmserve serve {path}" in done.stdout
+    assert "Converted to q3f32_g32" in done.stdout and f"llmserve serve {path}" in done.stdout
     assert {"config.json", "manifest.json", "params.safetensors", "tokenizer.json"} <= {f.name for f in path.iterdir()}
     return path
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..errors import UnsupportedError
 from ..kernels.base import KernelSet, Storage, Weight
-from .group import INT3, INT4, INT8, GroupFormat
+from .group import INT3, INT3_X40, INT4, INT8, GroupFormat
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,18 @@ SCHEMES: Mapping[str, Scheme] = {
     for row in (
         Scheme("q4f16_1", INT4, "float16"),
         Scheme("q4f32_1", INT4, "float32"),
-        Scheme("q3f16_1", INT3, "float16"),
-        Scheme("q3f32_1", INT3, "float32"),
+        Scheme("q3f16_g32", INT3, "float16"),
+        Scheme("q3f32_g32", INT3, "float32"),
+        Scheme("q3f16_1", INT3_X40, "float16"),
+        Scheme("q3f32_1", INT3_X40, "float32"),
         Scheme("q8f16_1", INT8, "float16"),
         Scheme("q8f32_1", INT8, "float32"),
         Scheme("f16", "float16", "float16"),
         Scheme("f32", "float32", "float32"),
     )
 }
-SHORT_NAMES = ("q4", "q3", "q8", "none")
+# What `--quant` takes beside full names → the name's pattern, by compute dtype.
+SHORT_NAMES = {"q4": "q4{}_1", "q3": "q3{}_g32", "q8": "q8{}_1", "none": "{}"}
 
 
 def choose(name: str, compute_dtype: str, unquantized: str) -> Scheme:
@@ -65,7 +68,7 @@ def choose(name: str, compute_dtype: str, unquantized: str) -> Scheme:
     if name == "none":
         name = unquantized
     elif name in SHORT_NAMES:
-        name = f"{name}f{compute_dtype.removeprefix('float')}_1"
+        name = SHORT_NAMES[name].format(compute_dtype.replace("float", "f"))
     if name not in SCHEMES:
         known = [*SHORT_NAMES, *SCHEMES]
         close = difflib.get_close_matches(name, known, 1)

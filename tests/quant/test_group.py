@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.errors import CheckpointError
-from llmserve.quant.group import FORMATS, INT3, INT4, INT8, GroupFormat, dequantize, pack, quantize, unpack
+from llmserve.quant.group import FORMATS, INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat, dequantize, pack, quantize, unpack
 
 formats = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 
@@ -31,9 +31,15 @@ def by_the_book(w: np.ndarray, fmt: GroupFormat) -> tuple[np.ndarray, np.ndarray
             for j, value in enumerate(group):
                 q = int(np.rint(value / np.float32(scale))) if scale else 0
                 u = min(max(q + fmt.max_int, 0), 2 * fmt.max_int)
-                position = g * fmt.group_size + j
-                words[row, position // fmt.per_word] |= np.uint32(u << (position % fmt.per_word * fmt.bits))
+                put(words[row, g * fmt.words_per_group : (g + 1) * fmt.words_per_group], j, u, fmt)
     return words, scales
+
+
+def put(words: np.ndarray, j: int, u: int, fmt: GroupFormat) -> None:
+    """Sets value j of a group, bit by bit."""
+    for bit in range(fmt.bits):
+        at = j // fmt.per_word * 32 + j % fmt.per_word * fmt.bits + bit if fmt.spaced else j * fmt.bits + bit
+        words[at // 32] |= np.uint32((u >> bit & 1) << at % 32)
 
 
 @formats
@@ -50,14 +56,27 @@ def test_agrees_with_the_definition(fmt: GroupFormat, k: int) -> None:
 
 def test_the_layouts_are_the_documented_ones() -> None:
     assert (INT4.per_word, INT4.words_per_group, INT4.max_int) == (8, 4, 7)
-    assert (INT3.per_word, INT3.words_per_group, INT3.max_int) == (10, 4, 3)
+    assert (INT3_X40.per_word, INT3_X40.words_per_group, INT3_X40.max_int) == (10, 4, 3)
+    assert (INT3.words_per_group, INT3.max_int) == (3, 3)
     assert (INT8.per_word, INT8.words_per_group, INT8.max_int) == (4, 8, 127)
     # 0 sits at max_int, the group's extremes at 0 and 2·max_int; lowest bits first.
     w = np.zeros((1, 32), np.float32)
     w[0, :3] = [7, -7, 1]
     assert quantize(w, INT4)[0][0, 0] == 0x7777780E
-    with pytest.raises(ValueError, match="whole number"):
-        GroupFormat("odd", bits=3, group_size=32)
+    assert INT3.nbytes(1, 32) == 14 and INT4.nbytes(1, 32) == 18 and INT4_ZERO.nbytes(1, 32) == 19
+    for spaced, size in ((True, 32), (False, 40)):
+        with pytest.raises(ValueError, match="whole number"):
+            GroupFormat("odd", bits=3, group_size=size, spaced=spaced)
+
+
+def test_zero_points_are_each_groups_own() -> None:
+    rng = np.random.default_rng(0)
+    u, zero = rng.integers(0, 16, (3, 64), np.uint8), rng.integers(0, 16, (3, 2), np.uint8)
+    scale = rng.standard_normal((3, 2)).astype(np.float16)  # of either sign
+    expected = [[(int(u[r, i]) - int(zero[r, i // 32])) * float(scale[r, i // 32]) for i in range(64)] for r in range(3)]
+    np.testing.assert_array_equal(dequantize(pack(u, INT4_ZERO), scale, INT4_ZERO, 64, zero), np.float32(expected))
+    with pytest.raises(ValueError, match="not a format to round to"):
+        quantize(np.ones((1, 32), np.float32), INT4_ZERO)
 
 
 @formats

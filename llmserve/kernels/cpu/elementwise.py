@@ -99,7 +99,7 @@ def quantized_rows(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa) -> Pri
             scale = T.cast(s[tile, g, r], "float32")
             for element in range(fmt.group_size):
                 step, lane = element // 4, 4 * r + element % 4
-                value = unpack_step(q, tile, g, step, fmt.bits, 1, lane)
+                value = unpack_step(q, tile, g, step, fmt, 1, lane)
                 number = (T.cast(value, "float32") - f32(fmt.max_int)) * scale
                 if k % fmt.group_size == 0:
                     put(out, number, i, g * fmt.group_size + element)

@@ -7,8 +7,8 @@ A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] an
 step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i. N is padded to whole tiles.
     8 bits: vector j is step j.
     4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
-    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5; bits 6-7 of vectors 0 and 1 are the low bits of
-            steps 8 and 9, and bit 6 of vectors 2 and 3 their high bits. 40 weights take 16 bytes, as in storage.
+    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5. The last two steps, a and b, have their low bits in
+            bits 6-7 of vectors 0 and 1, and their high bits in bits 6 and 7 of vector 2, or in bit 6 of vectors 2 and 3.
 A float weight becomes [tiles, K, rows] in its own dtype.
 """
 
@@ -46,9 +46,12 @@ def _interleave(u: npt.NDArray[np.uint8], fmt: GroupFormat, rows: int) -> npt.ND
         return np.ascontiguousarray(s)
     if fmt.bits == 4:
         return s[:, :, :4] | s[:, :, 4:] << 4
-    packed = s[:, :, 0:8:2] | s[:, :, 1:8:2] << 3
-    packed[:, :, 0:2] |= s[:, :, 8:10] << 6
-    packed[:, :, 2:4] |= (s[:, :, 8:10] >> 2) << 6
+    *low, a, b = (s[:, :, j] for j in range(steps(fmt)))
+    packed = np.stack([even | odd << 3 for even, odd in zip(low[::2], low[1::2], strict=True)], axis=2)
+    packed[:, :, 0] |= a << 6
+    packed[:, :, 1] |= b << 6
+    packed[:, :, 2] |= (a >> 2) << 6
+    packed[:, :, -1] |= (b >> 2) << (7 if len(low) == 6 else 6)
     return packed
 
 

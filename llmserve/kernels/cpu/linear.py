@@ -84,7 +84,7 @@ def _quantize_group(
             put(aq, word, m, g, j, lanes=lanes)
 
 
-def unpack_step(q: Any, tile: Any, g: Any, step: int, bits: int, lanes: int, first: Any = 0) -> Any:
+def unpack_step(q: Any, tile: Any, g: Any, step: int, fmt: GroupFormat, lanes: int, first: Any = 0) -> Any:
     """Step `step` of a group as uint8 x lanes, from lane `first` on; layout.py says where its bits lie."""
 
     def load(v: int) -> Any:
@@ -94,13 +94,15 @@ def unpack_step(q: Any, tile: Any, g: Any, step: int, bits: int, lanes: int, fir
         moved = load(v) if shift == 0 else T.shift_right(load(v), full(T.uint8(shift), lanes))
         return T.bitwise_and(moved, full(T.uint8(mask), lanes))
 
-    if bits == 8:
+    if fmt.bits == 8:
         return load(step)
-    if bits == 4:
+    if fmt.bits == 4:
         return field(step, 0, 15) if step < 4 else T.shift_right(load(step - 4), full(T.uint8(4), lanes))
-    if step < 8:
+    last = layout.steps(fmt) - 2
+    if step < last:
         return field(step // 2, 3 * (step % 2), 7)
-    return T.bitwise_or(T.shift_right(load(step - 8), full(T.uint8(6), lanes)), field(step - 6, 4, 4))
+    high = field(2, 4 + step - last, 4) if last == 6 else field(step - 6, 4, 4)
+    return T.bitwise_or(T.shift_right(load(step - last), full(T.uint8(6), lanes)), high)
 
 
 def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: Isa, bias: Any) -> None:
@@ -202,7 +204,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                             put(part, isa.zero(bits), c * lanes, lanes=lanes)
                         for j in range(steps):
                             for c, (i, w) in enumerate(cells):
-                                weights = unpack_step(q, tile + w, g, j, bits, 4 * rows)
+                                weights = unpack_step(q, tile + w, g, j, fmt, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
                                 put(part, isa.dot(bits, old, weights, aq[at[i], g, j]), c * lanes, lanes=lanes)
                         for c, (i, w) in enumerate(cells):
