@@ -131,7 +131,9 @@ def dequantize(
     stand for."""
     w = np.empty((len(q_weight), k), np.float32)
     for rows in _row_blocks(len(w), fmt.padded(k)):
-        groups = unpack(q_weight[rows], fmt, fmt.padded(k)).astype(np.float32).reshape(-1, fmt.groups(k), fmt.group_size)
+        groups = (
+            unpack(q_weight[rows], fmt, fmt.padded(k)).astype(np.float32).reshape(-1, fmt.groups(k), fmt.group_size)
+        )
         groups -= fmt.max_int if q_zero is None else q_zero[rows].astype(np.float32)[:, :, None]
         groups *= q_scale[rows].astype(np.float32)[:, :, None]
         w[rows] = groups.reshape(len(groups), -1)[:, :k]

@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.errors import CheckpointError
-from llmserve.quant.group import FORMATS, INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat, dequantize, pack, quantize, unpack
+from llmserve.quant.group import (
+    FORMATS,
+    INT3,
+    INT3_X40,
+    INT4,
+    INT4_ZERO,
+    INT8,
+    GroupFormat,
+    dequantize,
+    pack,
+    quantize,
+    unpack,
+)
 
 formats = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 
@@ -73,7 +85,8 @@ def test_zero_points_are_each_groups_own() -> None:
     rng = np.random.default_rng(0)
     u, zero = rng.integers(0, 16, (3, 64), np.uint8), rng.integers(0, 16, (3, 2), np.uint8)
     scale = rng.standard_normal((3, 2)).astype(np.float16)  # of either sign
-    expected = [[(int(u[r, i]) - int(zero[r, i // 32])) * float(scale[r, i // 32]) for i in range(64)] for r in range(3)]
+    at = [(r, i, i // 32) for r in range(3) for i in range(64)]
+    expected = np.reshape([(int(u[r, i]) - int(zero[r, g])) * float(scale[r, g]) for r, i, g in at], (3, 64))
     np.testing.assert_array_equal(dequantize(pack(u, INT4_ZERO), scale, INT4_ZERO, 64, zero), np.float32(expected))
     with pytest.raises(ValueError, match="not a format to round to"):
         quantize(np.ones((1, 32), np.float32), INT4_ZERO)
