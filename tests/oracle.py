@@ -12,27 +12,29 @@ from llmserve.kernels.cpu.linear import quantize_activations
 from llmserve.models import rope
 from llmserve.models.config import DecoderConfig
 from llmserve.quant.group import GroupFormat, dequantize
+from llmserve.quant.scheme import Scheme
 from llmserve.weights.load import load_params
 
 
 class Oracle:
     """A converted model (`weights`: a directory with params.safetensors) evaluated the long way."""
 
-    def __init__(self, config: DecoderConfig, weights, storage, page_dtype: str = "float64") -> None:
-        self.config, self.storage, self.page_dtype = config, storage, np.dtype(page_dtype)
+    def __init__(self, config: DecoderConfig, weights, scheme: Scheme) -> None:
+        self.config, self.scheme, self.page_dtype = config, scheme, np.dtype(scheme.page_dtype)
         self.params = load_params(weights)
 
     def matrix(self, name: str, columns: int) -> np.ndarray:
-        if isinstance(self.storage, GroupFormat):
+        storage = self.scheme.storage_of(name)
+        if isinstance(storage, GroupFormat):
             q, s = self.params[f"{name}.q_weight"], self.params[f"{name}.q_scale"]
-            return dequantize(q, s, self.storage, columns).astype(np.float64)
+            return dequantize(q, s, storage, columns).astype(np.float64)
         return self.params[f"{name}.weight"].astype(np.float64)
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         y_bias = self.params[f"{name}.bias"].astype(np.float64) if f"{name}.bias" in self.params else 0.0
-        columns = x.shape[1]
-        if isinstance(self.storage, GroupFormat):
-            a, scale = quantize_activations(x.astype(np.float32), self.storage.group_size)
+        columns, storage = x.shape[1], self.scheme.storage_of(name)
+        if isinstance(storage, GroupFormat):
+            a, scale = quantize_activations(x.astype(np.float32), storage.group_size)
             x = (a * scale.astype(np.float64)[:, :, None]).reshape(len(x), -1)[:, :columns]
         return x @ self.matrix(name, columns).T + y_bias
 

@@ -86,7 +86,7 @@ def test_embeddings_equal_transformers(family, load, checkpoint):
 def test_embeddings_equal_the_oracle(quant, load, checkpoint):
     """float32 to 1e-5; with activations rounded to 8 bits most texts to 1e-2, see the test of schemes for the rest."""
     build = Build(str(checkpoint("llama")), quant=quant)
-    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    oracle = Oracle(build.config, build.weights(), build.scheme)
     texts = [random_ids(seed, 5) for seed in range(12)]
     states = np.stack([oracle.hidden(ids).mean(0) for ids in texts])
     expected = states / np.linalg.norm(states, axis=1, keepdims=True)
@@ -141,7 +141,7 @@ def test_schemes_equal_the_oracle(family, quant, load, checkpoint):
     rare, but such a flip moves what follows by the size of that rounding. So of many short texts most must agree
     closely, and none may be further off than the rounding itself: 2**-11 for float16, 2e-2 measured for int8."""
     build = Build(str(checkpoint(family)), quant=quant)
-    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    oracle = Oracle(build.config, build.weights(), build.scheme)
     llm = load(family, quant)
     errors = []
     for seed in range(12):
@@ -156,7 +156,7 @@ def test_schemes_equal_the_oracle(family, quant, load, checkpoint):
 @pytest.mark.parametrize("quant", QUANTS)
 def test_the_portable_kernels_equal_the_oracle(quant, load, checkpoint):
     build = Build(str(checkpoint("qwen3")), quant=quant, arch="portable")
-    oracle = Oracle(build.config, build.weights(), build.scheme.storage, build.scheme.page_dtype)
+    oracle = Oracle(build.config, build.weights(), build.scheme)
     errors = []
     for seed in range(8):
         ids = random_ids(seed, 4)

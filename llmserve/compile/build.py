@@ -7,6 +7,7 @@ kernels/ and pipeline.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -93,22 +94,22 @@ class Build:
         self.notify = notify
         self.notes: list[str] = []
         self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
-        self.converted = _converted_scheme(self.directory)
+        self.converted = _converted_scheme(self.directory, self.platform.compute_dtype)
         self.raw_config = read_config(self.directory)
         self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
         self.scheme = self._scheme(quant)
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:
-        platform = self.platform
-        wanted = quant or self.converted or "q4"
-        scheme = schemes.choose(wanted, platform.compute_dtype, platform.unquantized)
-        if self.converted:
-            stored = schemes.SCHEMES[self.converted].storage_name
-            if scheme.storage_name != stored:
-                raise UnsupportedError(
-                    f"{self.name} holds {stored} weights, which cannot become {scheme.storage_name}; "
-                    "leave --quant out, or start from the unquantized checkpoint."
-                )
+        platform, stored = self.platform, self.converted
+        if stored and quant is None:
+            return stored
+        scheme = schemes.choose(quant or "q4", platform.compute_dtype, platform.unquantized)
+        if stored and (stored.storage, stored.overrides) != (scheme.storage, scheme.overrides):
+            kind = "mixed" if stored.overrides else schemes.storage_name(stored.storage)
+            raise UnsupportedError(
+                f"{self.name} holds {kind} weights, which cannot become {schemes.storage_name(scheme.storage)}; "
+                "leave --quant out, or start from the unquantized checkpoint."
+            )
         return scheme
 
     @cached_property
@@ -143,7 +144,7 @@ class Build:
         """The same into a directory of the user's choice, which `serve` takes as a model."""
         if self.converted:
             raise UnsupportedError(
-                f"{self.name} is a converted directory already, in {self.converted}; serve it as it is."
+                f"{self.name} is a converted directory already, in {self.converted.name}; serve it as it is."
             )
         with artifact.landing(out, "weights", self._weight_causes()) as directory:
             self._convert(directory)
@@ -151,8 +152,7 @@ class Build:
     def _weight_causes(self) -> dict[str, Any]:
         return {
             "model": self.label,
-            "scheme": self.scheme.name,
-            "storage": self.scheme.storage_name,
+            **self.scheme.stored,
             "checkpoint": artifact.checkpoint_fingerprint(self.directory),
             "config": self.raw_config,
             "sources": artifact.source_hash("quant", "weights", "models"),
@@ -172,13 +172,12 @@ class Build:
 
     def _plan(self) -> ConversionPlan:
         """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
-        storage = self.scheme.storage
-        matrix_storage: Any = (
-            storage if isinstance(storage, GroupFormat) else {"float32": "f32", "float16": "f16"}[storage]
-        )
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
         for name, matrix in self.model.matrices():
-            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), matrix_storage)
+            storage: Any = self.scheme.storage_of(name)
+            if not isinstance(storage, GroupFormat):
+                storage = {"float32": "f32", "float16": "f16"}[storage]
+            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage)
             if matrix.has_bias:
                 shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
         for name, norm in self.model.norms():
@@ -186,9 +185,10 @@ class Build:
         names = Checkpoint.open(self.directory).names()
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
         mapped = map_weights(shapes, names, self.family.weights, ignore)
+        stored = self.scheme.stored
         return ConversionPlan(
             tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),
-            {"format": "llmserve", "scheme": self.scheme.name},
+            {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])},
         )
 
     # --- params: storage → layout
@@ -230,7 +230,7 @@ class Build:
         """Directory with the compiled library and its interface."""
         causes = {
             "model": self.label,
-            "scheme": self.scheme.name,
+            **self.scheme.stored,
             "platform": self.kernels.name,
             "config": self.raw_config,
             "target": dict(self.target),
@@ -297,7 +297,7 @@ class Build:
         )
 
 
-def _converted_scheme(directory: Path) -> str | None:
+def _converted_scheme(directory: Path, compute_dtype: str) -> schemes.Scheme | None:
     """The scheme of a directory that `convert` wrote; None for a checkpoint. Raises ArtifactError if it is broken."""
     if not (directory / PARAMS_FILE).exists():
         return None
@@ -306,4 +306,7 @@ def _converted_scheme(directory: Path) -> str | None:
             f"{directory} looks like a converted directory without its {artifact.MANIFEST}, so it cannot be trusted; "
             "convert the checkpoint again."
         )
-    return str(artifact.causes_of(directory, "weights")["scheme"])
+    causes = artifact.causes_of(directory, "weights")
+    if "overrides" not in causes:
+        raise ArtifactError(f"{directory} was written by an older llmserve; convert the checkpoint again.")
+    return schemes.restored(causes, compute_dtype)

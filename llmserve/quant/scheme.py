@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from ..errors import UnsupportedError
+from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet, Storage, Weight
-from .group import INT3, INT3_X40, INT4, INT8, GroupFormat
+from .group import FORMATS, INT3, INT3_X40, INT4, INT8, GroupFormat
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,16 @@ class Scheme:
         name: MLC's name where the packed layout is MLC's.
         storage: of every weight matrix; norms and biases stay float32.
         compute_dtype: of activations.
+        overrides: storage of the matrices, by name, that differ from the rest.
     """
 
     name: str
     storage: Storage
     compute_dtype: str
+    overrides: Mapping[str, Storage] = field(default_factory=dict, hash=False)
+
+    def storage_of(self, matrix: str) -> Storage:
+        return self.overrides.get(matrix, self.storage)
 
     @property
     def page_dtype(self) -> str:
@@ -36,8 +41,23 @@ class Scheme:
         return "float32" if self.storage == "float32" else "float16"
 
     @property
-    def storage_name(self) -> str:
-        return self.storage.name if isinstance(self.storage, GroupFormat) else self.storage
+    def stored(self) -> dict[str, Any]:
+        """What a manifest says of the weights in this scheme, as JSON; `restored` reads it."""
+        overrides = {name: storage_name(storage) for name, storage in sorted(self.overrides.items())}
+        return {"scheme": self.name, "storage": storage_name(self.storage), "overrides": overrides}
+
+
+def storage_name(storage: Storage) -> str:
+    return storage.name if isinstance(storage, GroupFormat) else storage
+
+
+def storage_named(name: str) -> Storage:
+    """The inverse of `storage_name`. Raises ArtifactError for a name that is none."""
+    if name in FORMATS:
+        return FORMATS[name]
+    if name not in ("float32", "float16"):
+        raise ArtifactError(f"Weights stored as {name!r} are unknown to this version; convert the checkpoint again.")
+    return name
 
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -76,8 +96,21 @@ def choose(name: str, compute_dtype: str, unquantized: str) -> Scheme:
         raise UnsupportedError(f"There is no quantization {name!r}{hint}; there are {', '.join(known)}.")
     scheme = SCHEMES[name]
     if scheme.compute_dtype == compute_dtype or not isinstance(scheme.storage, GroupFormat):
-        return Scheme(scheme.name, scheme.storage, compute_dtype)
+        return replace(scheme, compute_dtype=compute_dtype)
     return next(s for s in SCHEMES.values() if s.storage == scheme.storage and s.compute_dtype == compute_dtype)
+
+
+def restored(stored: Mapping[str, Any], compute_dtype: str) -> Scheme:
+    """The scheme of weights that were converted before, from what `Scheme.stored` put into their manifest.
+
+    Raises ArtifactError for a storage that this version does not know.
+    """
+    storage = storage_named(stored["storage"])
+    overrides = {name: storage_named(own) for name, own in stored["overrides"].items()}
+    row = SCHEMES.get(stored["scheme"])
+    if row and row.storage == storage and not overrides:
+        return choose(stored["scheme"], compute_dtype, "")
+    return Scheme(stored["scheme"], storage, compute_dtype, overrides)
 
 
 class Matrix(Protocol):
@@ -91,6 +124,14 @@ class Matrix(Protocol):
 
 
 def apply(matrices: Iterable[tuple[str, Matrix]], scheme: Scheme, kernels: KernelSet) -> None:
-    """Give every weight matrix, by name, its parameters in the kernel set's layout."""
-    for _, matrix in matrices:
-        matrix.bind(kernels.weight(matrix.out_features, matrix.in_features, scheme.storage, matrix.has_bias))
+    """Give every weight matrix, by name, its parameters in the kernel set's layout.
+
+    Raises ArtifactError when the scheme overrides the storage of a matrix that is not among them.
+    """
+    left = set(scheme.overrides)
+    for name, matrix in matrices:
+        storage = scheme.storage_of(name)
+        matrix.bind(kernels.weight(matrix.out_features, matrix.in_features, storage, matrix.has_bias))
+        left.discard(name)
+    if left:
+        raise ArtifactError(f"The weights are said to store {min(left)} in a way of its own, and the model has none.")
