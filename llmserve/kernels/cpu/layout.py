@@ -7,8 +7,8 @@ A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] an
 step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i. N is padded to whole tiles.
     8 bits: vector j is step j.
     4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
-    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5. The last two steps, a and b, have their low bits in
-            bits 6-7 of vectors 0 and 1, and their high bits in bits 6 and 7 of vector 2, or in bit 6 of vectors 2 and 3.
+    3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5. The low bits of the last two steps are in bits 6-7
+            of vectors 0 and 1, their high bits in bits 6 and 7 of vector 2, or in bit 6 of vectors 2 and 3.
 A float weight becomes [tiles, K, rows] in its own dtype.
 """
 
