@@ -5,7 +5,9 @@
 #   make clients                                              the tests of clients that cannot be in the extra test: two for
 #                                                             Node, and instructor, in an environment of its own
 #   make check                                                lint, formatting, types
-#   make bench [ARGS=...]                                     llmserve and its peers, side by side
+#   make bench [ARGS="--only decode serve"]                   llmserve and its peers, side by side
+#   make cost                                                 where a step's time goes, into docs/performance.md
+#   make llama-server                                         the peer's server, which `make bench` else builds itself
 #   make env                                                  only build .venv
 #   make clean                                                remove .venv and every tool's cache; models stay
 
@@ -27,7 +29,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
 
 .DEFAULT_GOAL := serve
 .NOTPARALLEL:
-.PHONY: serve test node clients check bench gpu env clean venv
+.PHONY: serve test node clients check bench cost llama-server gpu env clean venv
 
 # Tools are started as modules, so that a checkout can be moved with its environment.
 serve: $(RUNTIME)
@@ -55,6 +57,12 @@ check: $(TEST)
 
 bench: $(BENCH)
 	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+cost: $(RUNTIME)
+	$(BIN)/python benchmarks/cost.py --write docs/performance.md $(ARGS)
+
+llama-server: $(BENCH)
+	$(BIN)/python benchmarks/llama_server.py $(ARGS)
 
 gpu:
 	@echo "GPU platforms are not there yet: this version of llmserve runs on CPUs only."

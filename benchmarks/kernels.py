@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, cast
 
 import numpy as np
 import tvm
+from bandwidth import fastest, read_bandwidth
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 from tvm.runtime.vm import VirtualMachine
@@ -54,26 +53,11 @@ class Row:
         return f"{self.kernel:<28}{self.seconds * 1e3:>10.3f} ms{rates}"
 
 
-def fastest(call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], budget: float = BUDGET) -> float:
-    """Seconds of the fastest call: on a machine with other work on it, the one that was disturbed least."""
+def fastest_of(call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], budget: float = BUDGET) -> float:
+    """Seconds of the fastest call, the arguments in turns: on a machine with other work on it, the one that was
+    disturbed least."""
     turns = cycle(arguments)
-    call(*next(turns))
-    best, until = float("inf"), time.perf_counter() + budget
-    while True:
-        began = time.perf_counter()
-        call(*next(turns))
-        now = time.perf_counter()
-        best = min(best, now - began)
-        if now > until:
-            return best
-
-
-def read_bandwidth(threads: int) -> Row:
-    """numpy's sum over 1 GiB, a share for each thread."""
-    shares = [np.ones((1 << 30) // 8 // threads, np.int64) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        seconds = fastest(lambda: list(pool.map(np.sum, shares)), [()], 1.0)
-    return Row(f"read, {threads} threads", seconds, 1 << 30, 0)
+    return fastest(lambda: call(*next(turns)), budget)
 
 
 def build(module: nn.Module, spec: dict[str, Any], target: Any) -> Callable[..., Any]:
@@ -106,7 +90,7 @@ def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Row]:
         copies = [[random_tensor(rng, *s) for s in shapes] for _ in range(-(-BEYOND_CACHES // nbytes))]
         for m in ROWS:
             x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
-            seconds = fastest(call, [(x, *weights) for weights in copies])
+            seconds = fastest_of(call, [(x, *weights) for weights in copies])
             yield Row(f"{quant} {name} {n}x{k}, M={m}", seconds, nbytes, 2 * m * n * k)
 
 
@@ -162,7 +146,7 @@ def attention(arch: str | None) -> Iterator[Row]:
         used = context // size
         order = rng.permutation(num_pages)[: num_pages // used * used].reshape(-1, used)
         fixed = (q, ints(context - 1), ints(0), ints(0), ints(1), ints(0, used))
-        seconds = fastest(call, [(*fixed, ints(*table), pages) for table in order])
+        seconds = fastest_of(call, [(*fixed, ints(*table), pages) for table in order])
         yield Row(f"attention, context {context}", seconds, used * page_bytes, 4 * context * heads)
 
 
@@ -175,7 +159,7 @@ def main() -> None:
     # As the runner does, and before TVM's pool starts: its own default is half of the cores.
     os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
     print(f"{provenance()['machine']}, {os.environ['TVM_NUM_THREADS']} threads, load average {load_average():.2f}")
-    print(read_bandwidth(int(os.environ["TVM_NUM_THREADS"])), flush=True)
+    print(f"read: {read_bandwidth(int(os.environ['TVM_NUM_THREADS'])) / 1e9:.1f} GB/s", flush=True)
     others = Bystanders()
     for quant in args.quant:
         for row in linears(quant, args.arch, args.matmul):

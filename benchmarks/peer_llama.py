@@ -2,7 +2,8 @@
 
 Set up to be as fast as it can: weights repacked for the CPU (its default), as many threads as we have, and for each
 question a context of its own, with a cache per sequence (a shared one has every sequence look at all cells) no longer
-than needed. `peers.py` tries flash attention on and off. Tokens are chosen greedily, by numpy's argmax.
+than needed. Flash attention is tried on and off. What a decode begins with is computed once and then kept, as our
+prefix cache does. Tokens are chosen greedily, by numpy's argmax.
 """
 
 from __future__ import annotations
@@ -39,21 +40,27 @@ class LlamaBench:
             raise SystemExit(f"llama.cpp cannot load {file}")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self._batch = api.llama_batch_init(UBATCH, 0, 1)
-        self._context: Any = None
-        self._shape: tuple[int, int, bool] | None = None
+        self._context: Any = None  # the one in use, of those that there are by shape
+        self._contexts: dict[tuple[int, int, bool], Any] = {}
+        # Of the contexts that keep a decode's beginning: its length, and the token after each sequence's.
+        self._begun: dict[tuple[int, int, bool], tuple[int, list[int]]] = {}
         self.flash = False
         self.decode(1, 16, 1)
         self.ready_seconds = time.perf_counter() - began
 
-    def _room_for(self, sequences: int, tokens: int) -> None:
-        """An empty context for so many sequences of so many tokens: the old one if it fits, else a warm new one."""
+    def _room_for(self, sequences: int, tokens: int) -> tuple[int, int, bool]:
+        """Makes a warm context for so many sequences of so many tokens the one in use; returns its shape."""
         shape = (sequences, -(-tokens // 256) * 256, self.flash)
-        if shape != self._shape:
-            if self._context:
-                api.llama_free(self._context)
-            self._context, self._shape = self._new_context(*shape), shape
+        if shape in self._contexts:
+            self._context = self._contexts[shape]
+        else:
+            self._context = self._contexts[shape] = self._new_context(*shape)
             for sequence in range(sequences):
                 self._read(self._prompt(4), sequence)
+            self._clear()
+        return shape
+
+    def _clear(self) -> None:
         api.llama_memory_clear(api.llama_get_memory(self._context), False)
 
     def _new_context(self, sequences: int, tokens: int, flash: bool) -> Any:
@@ -71,9 +78,15 @@ class LlamaBench:
         self.flash = bool(on)
         return self.flash
 
+    def system(self) -> str:
+        """The instruction sets that it was compiled for."""
+        words = api.llama_print_system_info().decode().replace(" = 1", "").split("|")
+        return " ".join(word.strip() for word in words if word.strip())
+
     def prefill(self, tokens: int) -> Timing:
         """One prompt of that many tokens, up to its first answer token."""
-        self._room_for(1, tokens)
+        self._begun.pop(self._room_for(1, tokens), None)
+        self._clear()
         prompt = self._prompt(tokens)
         began = time.perf_counter()
         self._read(prompt, 0)
@@ -82,8 +95,7 @@ class LlamaBench:
 
     def decode(self, batch: int, context: int = CONTEXT, steps: int = STEPS) -> Timing:
         """`batch` sequences that each have `context` tokens already, one token each per step."""
-        self._room_for(batch, context + steps)
-        tokens = [self._read(self._prompt(context), sequence) for sequence in range(batch)]
+        tokens = self._begin(batch, context, steps)
         began = time.perf_counter()
         for step in range(steps):
             rows = [(token, context + step, sequence, True) for sequence, token in enumerate(tokens)]
@@ -92,9 +104,24 @@ class LlamaBench:
         seconds = time.perf_counter() - began
         return Timing(steps, batch * steps, seconds, seconds)
 
+    def _begin(self, batch: int, context: int, steps: int) -> list[int]:
+        """The sequences at exactly `context` tokens; returns the next of each."""
+        shape = self._room_for(batch, context + steps)
+        length, tokens = self._begun.get(shape, (None, []))
+        if length == context:
+            memory = api.llama_get_memory(self._context)
+            for sequence in range(batch):
+                api.llama_memory_seq_rm(memory, sequence, context, -1)
+            return tokens
+        self._clear()
+        tokens = [self._read(self._prompt(context), sequence) for sequence in range(batch)]
+        self._begun[shape] = (context, tokens)
+        return tokens
+
     def logits(self, tokens: list[int]) -> np.ndarray:
         """float32 [vocab] after the last of `tokens`."""
-        self._room_for(1, len(tokens))
+        self._begun.pop(self._room_for(1, len(tokens)), None)
+        self._clear()
         self._read(tokens, 0)
         return self._logits(len(tokens) - 1).copy()
 

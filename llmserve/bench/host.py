@@ -61,10 +61,10 @@ def machine_seconds() -> float | None:
 
 
 def process_seconds(pid: int | str = "self") -> float:
-    """CPU seconds of a process and its threads. Raises OSError where it is not told."""
+    """CPU seconds of a process, its threads, and its children that have ended. Raises OSError where it is not told."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 class Bystanders:
@@ -74,9 +74,9 @@ class Bystanders:
     neither medians nor taking turns repair a comparison made in company.
     """
 
-    def __init__(self, pid: int | str | None = "self") -> None:
-        """`pid` None: nobody of ours is running, all that is busy is others."""
-        self._pid = pid
+    def __init__(self, *pids: int | str) -> None:
+        """`pids`: the processes that are ours, "self" for this one, which is also what is meant without any."""
+        self._pids = pids or ("self",)
         self._began, self._start = time.perf_counter(), self._others()
 
     def cores(self) -> float | None:
@@ -88,7 +88,7 @@ class Bystanders:
 
     def _others(self) -> float | None:
         total = machine_seconds()
-        return None if total is None else total - (process_seconds(self._pid) if self._pid is not None else 0.0)
+        return None if total is None else total - sum(map(process_seconds, self._pids))
 
 
 def load_average() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import signal
 import socket
 import subprocess
 import tempfile
@@ -56,25 +57,35 @@ def measure(
     figures |= {"prompt_tokens": prompt_tokens, "max_tokens": max_tokens}
     if url is not None:
         figures["url"] = url
-        return figures | _load(url, clients, prompt_tokens, max_tokens) | {"load_average_after": load_average()}
+        return figures | load(url, clients, prompt_tokens, max_tokens) | {"load_average_after": load_average()}
     prepare(model, quant=quant)
-    with _server(model, quant) as (address, process, ready):
+    port = free_port()
+    with running(command(model, quant=quant, port=port), port) as (address, process, ready):
         figures["ready_seconds"] = ready
-        figures |= _load(address, clients, prompt_tokens, max_tokens)
+        figures |= load(address, clients, prompt_tokens, max_tokens)
         figures |= {f"server_{name}": value for name, value in memory_mib(process.pid).items()}
     return figures | {"load_average_after": load_average()}
 
 
-@contextmanager
-def _server(model: str | None, quant: str | None) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
-    """(url, process, seconds until it was ready) of a server that stops when the block ends, however it ends."""
+def command(model: str | None, **settings: Any) -> list[str]:
+    """The command line that serves a model, as users type it. `settings` are options of `llmserve serve`."""
+    return [*LLMSERVE, "serve", *([model] if model is not None else []), *options(**settings)]
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [model] if model is not None else []
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
+    """(url, process, seconds until it was ready) of a server that stops when the block ends, however it ends.
+
+    `command` starts it on `port` of 127.0.0.1, and it is ready when GET /health says so.
+    """
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        command = [*LLMSERVE, "serve", *words, *options(quant=quant, port=port)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             while not _healthy(port):
@@ -82,9 +93,10 @@ def _server(model: str | None, quant: str | None) -> Iterator[tuple[str, subproc
                     log.seek(0)
                     last = log.read().decode(errors="replace").strip().splitlines()[-1:]
                     raise LLMServeError(f"The server did not start: {''.join(last) or process.returncode}")
-                time.sleep(0.05)
+                time.sleep(0.02)
             yield f"http://127.0.0.1:{port}", process, time.perf_counter() - began
         finally:
+            process.send_signal(signal.SIGCONT)  # it may be stopped
             process.terminate()
             try:
                 process.wait(15)
@@ -104,8 +116,8 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
-def _load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
-    """Run all clients to their end and sum up."""
+def load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
+    """Run all clients to their end and sum up. Raises LLMServeError when not one request succeeded."""
     name = _model_name(url)
     _request(url, name, random.Random(-1).choices(_BYTES, k=8), 2)  # what a first request pays is not measured
     streams: list[Stream] = []

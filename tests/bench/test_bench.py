@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyte
 
 
 def test_bystanders_are_counted_and_we_are_not() -> None:
-    own, all_ = host.Bystanders(), host.Bystanders(None)
+    own, all_ = host.Bystanders(), host.Bystanders(os.getppid())
     until = time.perf_counter() + 0.3
     while time.perf_counter() < until:
         pass

@@ -1,0 +1,283 @@
+"""Where the time of a step goes: each operator's time, bytes and operations, against what the machine can do.
+
+The kernels that one compiled step calls are recorded, with their arguments, by the virtual machine's instrument. Then
+the whole sequence is called again and again from here, each call under a stopwatch: the same kernels in the same order
+on the same data, so with the caches as they are in a step, and without the virtual machine. Prints Markdown tables;
+`--write FILE` puts them between the markers in that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from bandwidth import fastest, read_bandwidth
+from checkpoints import SHAPES, random_checkpoint
+
+from llmserve.bench.engine import EngineBench
+from llmserve.bench.host import Bystanders, cores, load_average, prepare, provenance
+from llmserve.bench.plan import CONTEXT
+from llmserve.engine import SamplingParams
+
+BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
+REPLAYS = 9
+PROMPT = 128
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call of a step: the operator's name (with its shape, if it is a matrix), what it reads and writes in
+    bytes, its multiplications and additions, and how to do it again."""
+
+    operator: str
+    nbytes: int
+    flops: int
+    run: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the sizes of a step follow from: its tokens' positions, one token's keys and values in a layer in bytes, and
+    the rows of the table of embeddings."""
+
+    positions: np.ndarray
+    token_bytes: int
+    vocab: int
+
+
+class Trace:
+    """The kernel calls of one compiled step, to be done again."""
+
+    def __init__(self, calls: list[Call], step: Callable[[], Any]) -> None:
+        self.calls = calls
+        self._step = step
+
+    @classmethod
+    def of_decode(cls, bench: EngineBench, batch: int, context: int) -> Trace:
+        """A step in which `batch` sequences of `context` tokens compute one more each."""
+        with _last_arguments(bench) as last:
+            bench.decode(batch, context, 1)
+        return cls._recorded(bench, last)
+
+    @classmethod
+    def of_prefill(cls, bench: EngineBench, tokens: int) -> Trace:
+        """A step that reads a prompt of so many tokens."""
+        with _last_arguments(bench) as last:
+            bench.prefill(tokens)
+        return cls._recorded(bench, last)
+
+    @classmethod
+    def _recorded(cls, bench: EngineBench, arguments: tuple[Any, ...]) -> Trace:
+        """Does the step once more, under the instrument. Its pages belong to nobody by now, and are still there."""
+        runner: Any = bench.llm._runner
+        machine = runner._vm
+        interface = runner.interface
+        page_bytes = int(np.prod(interface.page_shape)) * np.dtype(interface.page_dtype).itemsize
+        work = Work(arguments[1].numpy().copy(), page_bytes // interface.page_size, interface.vocab_size)
+        calls: list[Call] = []
+
+        def note(function: Any, symbol: str, before: bool, result: Any, *its: Any) -> int:
+            if before and not symbol.startswith("vm.builtin."):
+                calls.append(described(symbol, its, work, lambda: function(*its)))
+            return 0
+
+        machine.set_instrument(note)
+        try:
+            machine["step"](*arguments)
+        finally:
+            machine.set_instrument(None)
+        return cls(calls, lambda: machine["step"](*arguments))
+
+    def kernel_seconds(self) -> list[float]:
+        """Seconds of each call, the median over REPLAYS rounds."""
+        rounds = []
+        for _ in range(REPLAYS):
+            marks = [time.perf_counter()]
+            for call in self.calls:
+                call.run()
+                marks.append(time.perf_counter())
+            rounds.append(np.diff(marks))
+        return [float(seconds) for seconds in np.median(rounds, axis=0)]
+
+    def step_seconds(self) -> float:
+        """Seconds of the compiled step as a whole, called over and over: the median."""
+        self._step()
+        seconds = []
+        for _ in range(REPLAYS):
+            began = time.perf_counter()
+            self._step()
+            seconds.append(time.perf_counter() - began)
+        return median(seconds)
+
+
+@contextmanager
+def _last_arguments(bench: EngineBench) -> Iterator[Any]:
+    """Yields what becomes, when the block ends, the arguments of the last compiled step in it."""
+    runner: Any = bench.llm._runner
+    call, seen = runner._step, []
+
+    def step(*arguments: Any) -> Any:
+        seen[:] = arguments
+        return call(*arguments)
+
+    runner._step = step
+    try:
+        yield seen
+    finally:
+        runner._step = call
+
+
+def described(symbol: str, arguments: tuple[Any, ...], work: Work, run: Callable[[], Any]) -> Call:
+    """A kernel call from its name in the compiled program and its arguments.
+
+    Bytes are those of all tensors, but for the ones of which a step touches a part only: pages, rotary tables, and the
+    table of embeddings. Operations are those of matrix products and attention; the other operators' are few.
+    """
+    operator = re.sub(r"\d*$", "", symbol)
+    tensors = [a for a in arguments if hasattr(a, "shape") and hasattr(a, "dtype")]
+    sizes = [int(np.prod(t.shape)) * np.dtype(str(t.dtype)).itemsize for t in tensors]
+    rows = len(work.positions)
+    if operator == "attention":
+        seen = int(work.positions.sum()) + rows  # keys that each row sees, its own included
+        sequences = int((np.diff(work.positions, prepend=-2) != 1).sum())
+        kept = seen if sequences == rows else int(work.positions.max()) + 1  # a prompt's rows share theirs
+        width = int(tensors[0].shape[1])
+        return Call(operator, sizes[0] + sizes[-1] + kept * work.token_bytes, 4 * seen * width, run)
+    if operator == "rope_append":
+        return Call(operator, sizes[0] + sizes[-1] + rows * work.token_bytes, 0, run)
+    if operator == "embedding":
+        return Call(operator, sizes[-1] + rows * sum(sizes[1:-1]) // work.vocab, 0, run)
+    if "linear" in operator:
+        m, k, n = int(tensors[0].shape[0]), int(tensors[0].shape[1]), int(tensors[-1].shape[1])
+        return Call(f"{operator} {n}x{k}", sum(sizes), 2 * m * n * k, run)
+    return Call(operator, sum(sizes), 0, run)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An operator's share of a step: calls, seconds, bytes and operations of all of them together."""
+
+    operator: str
+    calls: int
+    seconds: float
+    nbytes: int
+    flops: int
+
+
+def summed(calls: Iterable[Call], seconds: Iterable[float]) -> list[Line]:
+    """A line for each operator, the most expensive first."""
+    lines: dict[str, Line] = {}
+    for call, its in zip(calls, seconds, strict=True):
+        old = lines.get(call.operator, Line(call.operator, 0, 0.0, 0, 0))
+        lines[call.operator] = Line(
+            call.operator, old.calls + 1, old.seconds + its, old.nbytes + call.nbytes, old.flops + call.flops
+        )
+    return sorted(lines.values(), key=lambda line: -line.seconds)
+
+
+def table(lines: list[Line], bandwidth: float) -> str:
+    """Markdown. `bandwidth` in bytes per second; a share above 100 % of it means that caches had the data."""
+    whole = sum(line.seconds for line in lines)
+    total = Line("all kernels", sum(x.calls for x in lines), whole, sum(x.nbytes for x in lines), _flops(lines))
+    rows = [
+        "| operator | calls | ms | share | MB | GB/s | of read bandwidth | GFLOP/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for line in [*lines, total]:
+        rate = line.nbytes / line.seconds
+        speed = f"{line.flops / line.seconds / 1e9:.0f}" if line.flops else ""
+        rows.append(
+            f"| {line.operator} | {line.calls} | {line.seconds * 1e3:.3f} | {line.seconds / whole:.1%} "
+            f"| {line.nbytes / 1e6:.2f} | {rate / 1e9:.1f} | {rate / bandwidth:.0%} | {speed} |"
+        )
+    return "\n".join(rows)
+
+
+def _flops(lines: list[Line]) -> int:
+    return sum(line.flops for line in lines)
+
+
+def sampling(bench: EngineBench, batch: int) -> list[Line]:
+    """Choosing tokens, which the step does not: by the kernel at a temperature, and greedily in numpy."""
+    runner: Any = bench.llm._runner
+    vocab = runner.interface.vocab_size
+    logits = np.random.default_rng(0).standard_normal((batch, vocab), np.float32) * 3
+    params, uniforms = [SamplingParams(temperature=0.8, top_p=0.95)] * batch, [0.5] * batch
+    drawn = fastest(lambda: runner.draw(logits, params, uniforms), 0.2)
+    greedy = fastest(lambda: [int(row.argmax()) for row in logits], 0.2)
+    names = {"sample, temperature 0.8, top_p 0.95": drawn, "sample, greedy": greedy}
+    return [Line(name, 1, seconds, logits.nbytes, 0) for name, seconds in names.items()]
+
+
+def float_peak(threads: int) -> float:
+    """Operations per second of numpy's float32 matrix product: what there is to compare a prefill with."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
+    a = np.ones((1536, 1536), np.float32)
+    return 2 * 1536**3 / fastest(lambda: a @ a, 1.0)
+
+
+def report(model: str, label: str, quant: str, threads: int) -> str:
+    """The tables, with what they were measured on above them."""
+    found, others = provenance(threads), Bystanders()
+    bandwidth, peak = read_bandwidth(threads), float_peak(threads)
+    bench = EngineBench(model, quant=quant, threads=threads)
+    compiled = bench.llm.compiled
+    traces = [
+        (f"Decode, batch 1, context {CONTEXT}", Trace.of_decode, (bench, 1, CONTEXT), 1),
+        (f"Decode, batch 8, context {CONTEXT}", Trace.of_decode, (bench, 8, CONTEXT), 8),
+        (f"Prefill, {PROMPT} tokens", Trace.of_prefill, (bench, PROMPT), 0),
+    ]
+    parts = []
+    for title, make, arguments, batch in traces:
+        trace: Trace = make(*arguments)
+        lines, step = summed(trace.calls, trace.kernel_seconds()), trace.step_seconds()
+        parts.append(f"#### {title}: {step * 1e3:.2f} ms for the whole compiled step\n\n{table(lines, bandwidth)}")
+        if batch:
+            extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in sampling(bench, batch))
+            parts.append(f"Outside of the step: {'; '.join(extra)}.")
+    head = (
+        f"{label}, {compiled.scheme} on {compiled.platform}, {threads} threads, {found['machine']}, {found['date']}. "
+        f"Read bandwidth {bandwidth / 1e9:.1f} GB/s, numpy's float32 product {peak / 1e9:.0f} GFLOP/s, same threads. "
+        f"Load average {found['load_average_before']:.2f} before and {load_average():.2f} after; others used "
+        f"{others.cores() or 0.0:.2f} cores meanwhile."
+    )
+    return "\n\n".join([head, *parts])
+
+
+def written(text: str, document: str) -> str:
+    """The document with `text` between its markers. Raises ValueError where there are none."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"there is no {BEGIN} … {END} to write between")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="llama-1b")
+    parser.add_argument("--quant", default="q4")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--write", type=Path, help="a document with the markers, whose table is replaced")
+    args = parser.parse_args()
+    # Before TVM's pool or BLAS starts.
+    os.environ["TVM_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
+    checkpoint = random_checkpoint(args.shape)
+    prepare(str(checkpoint), quant=args.quant)
+    text = report(str(checkpoint), f"Random {args.shape}", args.quant, args.threads)
+    print(text)
+    if args.write:
+        args.write.write_text(written(text, args.write.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

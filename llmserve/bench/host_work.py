@@ -1,0 +1,124 @@
+"""What the host adds to a decode step, seen from inside an engine that serves streams as the server does.
+
+The async engine runs in its own thread, with detokenization, and a reader on the event loop takes each stream. The
+engine thread's part is what passes between one compiled call's end and the next one's beginning: sampling, updating,
+text, handing over, scheduling, index arrays. The event loop's part is the CPU time of its thread, which runs beside
+the engine; writing HTTP is not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine import AsyncEngine, EngineCore, SamplingParams
+from ..llm import LLM
+from .plan import CONTEXT, STEPS
+
+_SETTLING = 3  # steps before the first that counts
+
+
+@dataclass(frozen=True)
+class HostWork:
+    """Means over decode steps of a full batch, in seconds: from one step's beginning to the next, of that in the
+    compiled call, and of the event loop's CPU time."""
+
+    step: float
+    compiled: float
+    loop: float
+
+    @property
+    def engine(self) -> float:
+        """Seconds per step that the engine's thread was not in the compiled call."""
+        return self.step - self.compiled
+
+    @property
+    def share(self) -> float:
+        """Of the step, all of the host's work: as if none of the event loop's ran beside the engine's."""
+        return (self.engine + self.loop) / self.step
+
+
+class _Stopwatch:
+    """Begin, end and number of tokens of each call of the compiled step."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, float, int]] = []
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(token_ids: Any, *others: Any) -> Any:
+            began = time.perf_counter()
+            result = call(token_ids, *others)
+            self.calls.append((began, time.perf_counter(), int(token_ids.shape[0])))
+            return result
+
+        return step
+
+
+def measure(
+    model: str | None,
+    batch: int,
+    *,
+    context: int = CONTEXT,
+    steps: int = STEPS,
+    temperature: float = 0.0,
+    threads: int | None = None,
+    **options: Any,
+) -> HostWork:
+    """Decode with `batch` streams for `steps` steps and look at the host. `options` are those of LLM.
+
+    Loads the model in a thread of its own and gives it back. Raises LLMServeError as loading the model does.
+    """
+    watch = _Stopwatch()
+    # Those that are read first answer already while the others' prompts are read.
+    answer = steps + _SETTLING + 2 + batch * context // 128
+    longest = context + answer + 8
+
+    def core() -> EngineCore:  # in the engine's thread, to which TVM's workers will belong
+        llm = LLM(model, num_threads=threads, max_model_len=longest, num_pages=batch * -(-longest // 16) + 8, **options)
+        runner: Any = llm._runner
+        runner._step = watch.around(runner._step)
+        return llm._core
+
+    params = SamplingParams(temperature=temperature, seed=0, max_tokens=answer, ignore_eos=True)
+    loop_seconds = asyncio.run(_read_all(core, batch, context, params))
+    return _summed(watch.calls, batch, loop_seconds)
+
+
+async def _read_all(
+    core: Callable[[], EngineCore], batch: int, context: int, params: SamplingParams
+) -> list[tuple[float, float]]:
+    """Reads all streams to their ends; returns (moment, CPU seconds of this thread) at each output of the first."""
+    engine = AsyncEngine(core)
+    await engine.start()
+    marks: list[tuple[float, float]] = []
+
+    async def read(number: int) -> None:
+        prompt = random.Random(f"{context} {number}").choices(range(10, 250), k=context)
+        async for _ in engine.generate(prompt, params):
+            if number == 0:
+                marks.append((time.perf_counter(), time.thread_time()))
+
+    try:
+        await asyncio.gather(*(read(number) for number in range(batch)))
+    finally:
+        await engine.stop()
+    return marks
+
+
+def _summed(calls: list[tuple[float, float, int]], batch: int, marks: list[tuple[float, float]]) -> HostWork:
+    """From the steps in which every sequence decoded one token; the first few of them only warm up."""
+    # A prompt's last rest may have as many tokens as the batch, so the run that counts is the last one.
+    last = max(i for i, call in enumerate(calls) if call[2] == batch)
+    first = last
+    while first > 0 and calls[first - 1][2] == batch:
+        first -= 1
+    decoding = calls[first : last + 1][_SETTLING:]
+    count = len(decoding) - 1
+    began, ended = decoding[0][0], decoding[-1][0]
+    within = [mark for mark in marks if began <= mark[0] <= ended]
+    loop = (within[-1][1] - within[0][1]) / (len(within) - 1)
+    return HostWork((ended - began) / count, sum(end - begin for begin, end, _ in decoding[:-1]) / count, loop)
