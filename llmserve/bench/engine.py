@@ -6,7 +6,6 @@ the time inside the compiled step is told apart from the host's by a stopwatch a
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -103,14 +102,13 @@ def measure(
     found = provenance(threads)
     seconds, notes = prepare(model, quant=quant, device=device, arch=arch)
     bench = EngineBench(model, quant=quant, device=device, arch=arch, threads=threads, long=long)
-    compiled = bench.llm.compiled
+    compiled, runner = bench.llm.compiled, bench.llm._runner
     figures: dict[str, Any] = {
         "model": model or compiled.name,
         "scheme": compiled.scheme,
         "platform": compiled.platform,
         **found,
-        # Read by TVM's pool when it started, so this is what ran.
-        "threads": int(os.environ.get("TVM_NUM_THREADS", found["threads"])),
+        "threads": runner.num_threads,
         "prepare_seconds": seconds,
         "prepare_notes": notes,
         "ready_seconds": bench.ready_seconds,

@@ -236,7 +236,7 @@ class Build:
             "target": dict(self.target),
             "limits": vars(self.limits),
             "tvm": tvm_version(),
-            "sources": artifact.source_hash("kernels", "models", "quant/scheme.py", "compile"),
+            "sources": artifact.source_hash("kernels", "models", "quant/scheme.py", "compile", "backends"),
             "version": __version__,
         }
         if path := artifact.landed("library", causes):

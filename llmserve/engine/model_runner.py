@@ -6,7 +6,9 @@ but the pages. numpy on the host, tvm for the call.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -22,11 +24,9 @@ Ints = npt.NDArray[np.int32]
 
 
 class ModelRunner:
-    """The loaded library, its parameters and the pages. Belongs to the thread that made it: TVM's workers do too."""
+    """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch memory does."""
 
     def __init__(self, model: CompiledModel, num_pages: int, num_threads: int | None = None) -> None:
-        # Read once, by TVM's thread pool on its first use; its own default is half of the cores.
-        os.environ.setdefault("TVM_NUM_THREADS", str(num_threads or len(os.sched_getaffinity(0))))
         import tvm
         import tvm_ffi
         from tvm.runtime.vm import VirtualMachine
@@ -34,7 +34,9 @@ class ModelRunner:
         self.interface = model.interface
         self._tensor = tvm.runtime.from_dlpack
         device = tvm.device(model.interface.device)
-        self._vm = VirtualMachine(tvm.runtime.load_module(str(model.library / LIBRARY_FILE)), device)
+        library = str(model.library / LIBRARY_FILE)
+        self._vm = VirtualMachine(tvm.runtime.load_module(library), device)
+        self.num_threads = _start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
         self._step, self._hidden, self._head = self._vm["step"], self._vm["hidden"], self._vm["head"]
         self._sample = self._vm["sample"]
         arrays = load_params(model.params)
@@ -131,6 +133,14 @@ class ModelRunner:
             view[:] = array
             tensors.append(self._tensor(view))
         return tensors
+
+
+def _start_threads(owner: object, library: str, wanted: int) -> int:
+    """Has the library run its loops on threads of its own (backends/cpu_threads.c) for as long as `owner` lives, and
+    returns their number."""
+    functions = ctypes.CDLL(library)  # the same copy that TVM loaded; ctypes keeps it loaded
+    weakref.finalize(owner, functions.llmserve_threads_stop)
+    return int(functions.llmserve_threads_start(wanted))
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
