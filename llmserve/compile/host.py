@@ -13,7 +13,6 @@ from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet
 from ..platforms import Platform
 
-
 THREADS_SOURCE = Path(__file__).parents[1] / "backends" / "cpu_threads.c"
 
 

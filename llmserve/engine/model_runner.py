@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int32]
 
 
 class ModelRunner:
-    """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch memory does."""
+    """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch does."""
 
     def __init__(self, model: CompiledModel, num_pages: int, num_threads: int | None = None) -> None:
         import tvm
