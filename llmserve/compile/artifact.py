@@ -1,8 +1,9 @@
 """The cache of things made: directories named by their causes, that land whole or not at all. Standard library only.
 
-An artifact is <root>/<kind>/<label>-<key>/, with a manifest.json that says in words what it was made from. It is made
-in a hidden sibling directory under a file lock and lands by one rename, manifest last; so what a killed process leaves
-has a name nobody looks up, and the next maker sweeps it away. What an artifact holds is its maker's business.
+An artifact is <root>/<kind>/<label>-<key>/, with a manifest.json that says in words what it was made from, and what its
+maker found out about it ("results"). It is made in a hidden sibling directory under a file lock and lands by one
+rename, manifest last; so what a killed process leaves has a name nobody looks up, and the next maker sweeps it away.
+What an artifact holds is its maker's business.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Causes = Mapping[str, Any]
 """JSON values by name. "model", "scheme" and "platform", where given, also label the directory and `llmserve list`."""
+Results = Mapping[str, Any]
+"""JSON values by name. They are no part of what an artifact is looked up by."""
 
 MANIFEST = "manifest.json"
 _LABELS = ("model", "scheme", "platform")
@@ -90,9 +93,10 @@ def landed(kind: str, causes: Causes) -> Path | None:
     return None
 
 
-def obtain(kind: str, causes: Causes, make: Callable[[Path], None]) -> Path:
+def obtain(kind: str, causes: Causes, make: Callable[[Path], Results | None]) -> Path:
     """The artifact's directory, filled by `make(empty directory)` unless it has landed already.
 
+    What `make` returns goes into the manifest.
     Of several processes that want the same artifact one makes it and the others wait for it. Whatever `make` raises
     passes through and leaves nothing behind; a full disk is an ArtifactError.
     """
@@ -101,21 +105,23 @@ def obtain(kind: str, causes: Causes, make: Callable[[Path], None]) -> Path:
         return path
     with disk_errors(path), _locked(path):
         if not landed(kind, causes):
-            with _landing(path, kind, causes) as directory:
-                make(directory)
+            results: dict[str, Any] = {}
+            with _landing(path, kind, causes, results) as directory:
+                results |= make(directory) or {}
     return path
 
 
 @contextmanager
-def landing(path: Path, kind: str, causes: Causes) -> Iterator[Path]:
-    """For a place of the user's choice: yields an empty directory that becomes `path` when the block ends well.
+def landing(path: Path, kind: str, causes: Causes, results: Results | None = None) -> Iterator[Path]:
+    """For a place of the user's choice: yields an empty directory that becomes `path` when the block ends well. What
+    `results` holds by then goes into the manifest.
 
     An older artifact at `path` is replaced. Raises ArtifactError when anything else is there, or the disk refuses.
     """
     with disk_errors(path), _locked(path):
         if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ArtifactError(f"{path} exists and is no artifact of llmserve; name a new or an empty directory.")
-        with _landing(path, kind, causes) as directory:
+        with _landing(path, kind, causes, {} if results is None else results) as directory:
             yield directory
 
 
@@ -131,6 +137,7 @@ class ArtifactInfo:
     path: Path
     created: float
     intact: bool
+    results: Results
 
 
 def list_artifacts() -> list[ArtifactInfo]:
@@ -143,12 +150,17 @@ def list_artifacts() -> list[ArtifactInfo]:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         created = manifest.get("created", path.stat().st_mtime)
         intact = _doubt(path, path.parent.name, causes) is None
-        found.append(ArtifactInfo(path.parent.name, size=size, path=path, created=created, intact=intact, **labels))
+        results = manifest.get("results", {})
+        found.append(
+            ArtifactInfo(
+                path.parent.name, size=size, path=path, created=created, intact=intact, results=results, **labels
+            )
+        )
     return sorted(found, key=lambda info: -info.created)
 
 
 @contextmanager
-def _landing(path: Path, kind: str, causes: Causes) -> Iterator[Path]:
+def _landing(path: Path, kind: str, causes: Causes, results: Results) -> Iterator[Path]:
     """The landing itself, under the lock of `path`, whatever is there now."""
     _sweep(path)
     directory = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_TEMPORARY}"))
@@ -156,7 +168,7 @@ def _landing(path: Path, kind: str, causes: Causes) -> Iterator[Path]:
     try:
         directory.chmod(0o755)
         yield directory
-        _write_manifest(directory, kind, causes)
+        _write_manifest(directory, kind, causes, results)
         if path.exists():  # rename does not replace what is not empty; readers who have it open keep it
             path.rename(old)
         directory.rename(path)
@@ -175,7 +187,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         _canonical(manifest)
-        types = {"causes": dict, "files": dict, "created": float}
+        types = {"causes": dict, "results": dict, "files": dict, "created": float}
         return dict(manifest) if all(isinstance(manifest[name], type_) for name, type_ in types.items()) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -198,13 +210,14 @@ def _doubt(path: Path, kind: str, causes: Causes) -> str | None:
     return None
 
 
-def _write_manifest(directory: Path, kind: str, causes: Causes) -> None:
+def _write_manifest(directory: Path, kind: str, causes: Causes, results: Results) -> None:
     """Puts every file on the disk, then the manifest that vouches for them."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     for file in files:
         _sync(file)
     sizes = {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
-    manifest = {"kind": kind, "causes": dict(causes), "created": time.time(), "files": sizes}
+    made = {"created": time.time(), "files": sizes}
+    manifest = {"kind": kind, "causes": dict(causes), "results": dict(results), **made}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _sync(directory / MANIFEST)
     _sync(directory)
@@ -272,6 +285,11 @@ def causes_of(path: Path, kind: str) -> dict[str, Any]:
     if (doubt := _doubt(path, kind, causes)) is not None:
         raise ArtifactError(f"{path} is not an intact {kind} directory of llmserve: {doubt}.")
     return causes
+
+
+def results_of(path: Path) -> dict[str, Any]:
+    """What the maker of the artifact at `path` found out about it."""
+    return dict(_manifest(path).get("results", {}))
 
 
 def identity(path: Path) -> str:

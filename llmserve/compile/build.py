@@ -1,16 +1,14 @@
 """Where family, scheme and platform meet: a model's name goes in, a compiled model comes out, all cached by cause.
 
 Three steps, each of which is skipped when its result is there: weights (checkpoint → storage, any platform), params
-(storage → this platform's layout) and library (model → machine code). How each is done is the business of weights/,
-kernels/ and pipeline.py.
+(storage → this platform's layout) and library (model → machine code). How each is done is the business of
+conversion.py and weights/, kernels/, and pipeline.py.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,25 +26,18 @@ from ..models.config import read_config
 from ..models.layers import PageFormat
 from ..platforms import Platform, find
 from ..quant import scheme as schemes
-from ..quant.group import GroupFormat
 from ..toolchain import tvm_version
 from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
-from ..weights.convert import ConversionPlan, ParamPlan, convert
 from ..weights.load import PARAMS_FILE, load_params
-from ..weights.mapping import map_weights
-from ..weights.read import Checkpoint
 from . import artifact
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
+from .conversion import Conversion, Notify
 from .host import kernel_set, link
 from .pipeline import compile_module
-
-Notify = Callable[[str, str, float | None], None]
-"""Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
+from .subject import Subject
 
 DEFAULT_CONTEXT = 8192
-# What a converted directory needs beside its weights; all small, and none of it code.
-_COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
 
 
 def silent(step: str, detail: str, fraction: float | None) -> None:
@@ -131,14 +122,19 @@ class Build:
 
     # --- weights: checkpoint → storage
 
+    @cached_property
+    def subject(self) -> Subject:
+        """The checkpoint, for what is to be done with it on this machine."""
+        known = (self.label, self.directory, self.raw_config, self.family, self.config)
+        return Subject(*known, self.kernels, self.target, self.platform.name)
+
+    @cached_property
+    def conversion(self) -> Conversion:
+        return Conversion(self.subject, self.scheme, self.notify, self.notes)
+
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
-        if self.converted:
-            return self.directory
-        causes = self._weight_causes()
-        if path := artifact.landed("weights", causes):
-            return path
-        return artifact.obtain("weights", causes, self._convert)
+        return self.directory if self.converted else self.conversion.into_cache()
 
     def export_weights(self, out: Path) -> None:
         """The same into a directory of the user's choice, which `serve` takes as a model."""
@@ -146,50 +142,7 @@ class Build:
             raise UnsupportedError(
                 f"{self.name} is a converted directory already, in {self.converted.name}; serve it as it is."
             )
-        with artifact.landing(out, "weights", self._weight_causes()) as directory:
-            self._convert(directory)
-
-    def _weight_causes(self) -> dict[str, Any]:
-        return {
-            "model": self.label,
-            **self.scheme.stored,
-            "checkpoint": artifact.checkpoint_fingerprint(self.directory),
-            "config": self.raw_config,
-            "sources": artifact.source_hash("quant", "weights", "models"),
-            "version": __version__,
-        }
-
-    def _convert(self, directory: Path) -> None:
-        def progress(name: str, done: int, total: int) -> None:
-            self.notify("convert", name, done / total if total else 1.0)
-
-        report = convert(self.directory, directory, self._plan(), progress)
-        for pattern in _COMPANIONS:
-            for file in self.directory.glob(pattern):
-                if not file.name.endswith(".index.json") and file.name != artifact.MANIFEST:
-                    shutil.copy(file, directory / file.name)
-        self.notes.append(f"Converted to {self.scheme.name}: {report}.")
-
-    def _plan(self) -> ConversionPlan:
-        """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
-        for name, matrix in self.model.matrices():
-            storage: Any = self.scheme.storage_of(name)
-            if not isinstance(storage, GroupFormat):
-                storage = {"float32": "f32", "float16": "f16"}[storage]
-            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage)
-            if matrix.has_bias:
-                shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
-        for name, norm in self.model.norms():
-            shapes[f"{name}.weight"] = ((norm.width,), "f32")
-        names = Checkpoint.open(self.directory).names()
-        ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(shapes, names, self.family.weights, ignore)
-        stored = self.scheme.stored
-        return ConversionPlan(
-            tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),
-            {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])},
-        )
+        self.conversion.into(out)
 
     # --- params: storage → layout
 

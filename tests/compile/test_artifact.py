@@ -79,7 +79,7 @@ def test_obtain_makes_once_and_names_the_causes(cache: Path) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
     assert manifest["causes"] == CAUSES and manifest["kind"] == "compiled"
     assert manifest["files"] == {"library/lib.so": 12, "params": 1000}
-    assert abs(manifest["created"] - time.time()) < 60
+    assert abs(manifest["created"] - time.time()) < 60 and manifest["results"] == {}
     assert obtain("compiled", CAUSES | {"platform": "cuda"}, counted) != path and len(calls) == 2
 
 
@@ -167,6 +167,22 @@ def _maker(log: Path) -> None:
         make(path)
 
     assert (obtain("compiled", CAUSES, slow) / "params").exists()
+
+
+def test_what_was_found_out_is_kept_beside_the_causes(tmp_path: Path) -> None:
+    def make_and_tell(path: Path) -> dict[str, Any]:
+        make(path)
+        return {"bits": 4.5}
+
+    path = obtain("compiled", CAUSES, make_and_tell)
+    found: dict[str, Any] = {}
+    with landing(tmp_path / "place", "compiled", CAUSES, found) as directory:
+        make(directory)
+        found["bits"] = 3.5
+    assert artifact.results_of(path) == {"bits": 4.5} and artifact.results_of(tmp_path / "place") == {"bits": 3.5}
+    assert artifact.landed("compiled", CAUSES) == path
+    assert [row.results for row in list_artifacts()] == [{"bits": 4.5}]
+    assert artifact.results_of(tmp_path / "gone") == {}
 
 
 def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:

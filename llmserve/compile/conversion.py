@@ -1,0 +1,68 @@
+"""The first of a build's steps: a checkpoint becomes params in a scheme's storage, with all that goes with them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..quant.scheme import Scheme
+from ..weights.convert import convert
+from . import artifact
+from .subject import Subject
+
+Notify = Callable[[str, str, float | None], None]
+"""Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
+
+# What a converted directory needs beside its weights; all small, and none of it code.
+_COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
+
+
+@dataclass
+class Conversion:
+    """How a checkpoint is to be converted. `notes` are sentences for the user, added as they come up."""
+
+    subject: Subject
+    scheme: Scheme
+    notify: Notify
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def causes(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {
+            "model": self.subject.label,
+            **self.scheme.stored,
+            "checkpoint": artifact.checkpoint_fingerprint(self.subject.directory),
+            "config": self.subject.raw_config,
+            "sources": artifact.source_hash("quant", "weights", "models"),
+            "version": __version__,
+        }
+
+    def into_cache(self) -> Path:
+        """The converted directory, from the cache if it is there."""
+        return artifact.landed("weights", self.causes) or artifact.obtain("weights", self.causes, self._into)
+
+    def into(self, out: Path) -> None:
+        """The same in a directory of the user's choice."""
+        results: dict[str, Any] = {}
+        with artifact.landing(out, "weights", self.causes, results) as directory:
+            results |= self._into(directory)
+
+    def _into(self, directory: Path) -> dict[str, Any]:
+        """Fills an empty directory; returns what its manifest is to keep."""
+
+        def progress(name: str, done: int, total: int) -> None:
+            self.notify("convert", name, done / total if total else 1.0)
+
+        source = self.subject.directory
+        converted = convert(source, directory, self.subject.plan(self.scheme), progress)
+        for pattern in _COMPANIONS:
+            for file in source.glob(pattern):
+                if not file.name.endswith(".index.json") and file.name != artifact.MANIFEST:
+                    shutil.copy(file, directory / file.name)
+        self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
+        return {"bits_per_weight": converted.bits_per_weight}

@@ -1,0 +1,68 @@
+"""What is to be converted, calibrated or measured: a checkpoint, its family, and the machine that does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..kernels.base import KernelSet, using
+from ..models.base import CausalLM, Family
+from ..models.config import DecoderConfig
+from ..models.layers import PageFormat
+from ..quant.group import GroupFormat
+from ..quant.scheme import Scheme
+from ..weights.convert import ConversionPlan, ParamPlan
+from ..weights.mapping import map_weights
+from ..weights.read import Checkpoint
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint with all that is known of it.
+
+    Attributes:
+        label: what listings call it.
+        directory: the checkpoint's.
+        raw_config: its config.json.
+        kernels, target, device: of the platform at hand.
+    """
+
+    label: str
+    directory: Path
+    raw_config: Mapping[str, Any]
+    family: Family
+    config: DecoderConfig
+    kernels: KernelSet
+    target: Mapping[str, Any]
+    device: str
+
+    @cached_property
+    def frame(self) -> CausalLM:
+        """The module before its matrices are stored in any way: names and shapes."""
+        with using(self.kernels):
+            return self.family.model(self.config, PageFormat())
+
+    def plan(self, scheme: Scheme) -> ConversionPlan:
+        """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        for name, matrix in self.frame.matrices():
+            storage: Any = scheme.storage_of(name)
+            if not isinstance(storage, GroupFormat):
+                storage = {"float32": "f32", "float16": "f16"}[storage]
+            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage)
+            if matrix.has_bias:
+                shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
+        for name, norm in self.frame.norms():
+            shapes[f"{name}.weight"] = ((norm.width,), "f32")
+        names = Checkpoint.open(self.directory).names()
+        ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
+        mapped = map_weights(shapes, names, self.family.weights, ignore)
+        stored = scheme.stored
+        return ConversionPlan(
+            tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),
+            {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])},
+        )
