@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Formats are numpy; which storage a matrix gets is asked of the platform's kernel set, by its protocol only.
     "quant": {"errors", "kernels.base"},
     # The arithmetic of conversion is the format's own. Which weight gets which format comes in a plan, from outside.
-    "weights": {"errors", "quant.group"},
+    "weights": {"errors", "quant.group", "quant.takeover"},
     "kernels": {"errors", "quant.group", "toolchain"},
     # A family hands in a table of how its checkpoint's names fuse, and the table's type is the weights'.
     "models": {"errors", "kernels.base", "weights.mapping"},

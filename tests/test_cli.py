@@ -153,7 +153,9 @@ def test_a_file_is_no_model(run: Run, model: Path) -> None:
         ({"hidden_act": "relu"}, ["'hidden_act' is 'relu'", "'silu'"]),
         ({"rope_scaling": {"type": "su"}}, ["rope type 'su'", "yarn"]),
         ({"num_attention_heads": 0}, ["'num_attention_heads' must be an integer of at least 1"]),
-        ({"quantization_config": {"quant_method": "awq"}}, ["'quantization_config'"]),
+        ({"quantization_config": {"quant_method": "fp8"}}, ["quantized by 'fp8' are not read", "awq", "gptq"]),
+        ({"quantization_config": {"quant_method": "awq"}}, ["no tensor whose name ends in .qweight"]),
+        ({"quantization_config": "awq"}, ["'quantization_config' must be an object"]),
     ],
 )
 def test_configs_that_cannot_be_served(

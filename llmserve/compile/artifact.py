@@ -65,12 +65,20 @@ def source_hash(*parts: str) -> str:
 
 
 def checkpoint_fingerprint(checkpoint: str | Path) -> str:
-    """A hash of a checkpoint that does not read its weights: config.json, tensor headers, file sizes and times."""
-    digest = hashlib.sha256()
-    for file in sorted([*Path(checkpoint).glob("*.safetensors"), *Path(checkpoint).glob("config.json")]):
+    """A hash of a checkpoint that does not read its weights: its settings, tensor headers, file sizes and times.
+
+    A checkpoint is a directory, or a single file.
+    """
+    digest, path = hashlib.sha256(), Path(checkpoint)
+    settings = ("config.json", "quant*_config.json", "mlc-chat-config.json", "*-cache.json")
+    patterns = ("*.safetensors", "params_shard_*.bin", *settings)
+    for file in sorted({f for pattern in patterns for f in path.glob(pattern)} if path.is_dir() else [path]):
         stat = file.stat()
         with file.open("rb") as opened:
-            length = stat.st_size if file.suffix == ".json" else int.from_bytes(opened.read(8), "little")
+            if file.suffix == ".safetensors":
+                length = int.from_bytes(opened.read(8), "little")
+            else:  # of files whose header has no length, its beginning
+                length = stat.st_size if file.suffix == ".json" else 1 << 20
             head = opened.read(min(length, stat.st_size, 100_000_000))
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns} {len(head)}\n".encode() + head)
     return digest.hexdigest()[:16]

@@ -29,8 +29,11 @@ from ..quant import scheme as schemes
 from ..toolchain import tvm_version
 from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
+from ..weights.foreign import open_source
 from ..weights.load import PARAMS_FILE, load_params
+from ..weights.source import PlainSource
 from . import artifact
+from .adopt import adopt
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 from .conversion import Conversion, Notify
 from .host import kernel_set, link
@@ -84,9 +87,11 @@ class Build:
         self.limits = limits or Limits()
         self.notify = notify
         self.notes: list[str] = []
+        self._takeover = ""
         self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
         self.converted = _converted_scheme(self.directory, self.platform.compute_dtype)
-        self.raw_config = read_config(self.directory)
+        self.source = None if self.converted else open_source(self.directory)
+        self.raw_config = self.source.config if self.source else read_config(self.directory)
         self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
         self.scheme = self._scheme(quant)
 
@@ -101,6 +106,9 @@ class Build:
                 f"{self.name} holds {kind} weights, which cannot become {schemes.storage_name(scheme.storage)}; "
                 "leave --quant out, or start from the unquantized checkpoint."
             )
+        if self.source and self.source.kind:
+            matrices = self.family.model(self.config, PageFormat()).matrices()
+            scheme, self._takeover = adopt(matrices, self.source, self.family.weights, scheme, quant is not None)
         return scheme
 
     @cached_property
@@ -125,12 +133,14 @@ class Build:
     @cached_property
     def subject(self) -> Subject:
         """The checkpoint, for what is to be done with it on this machine."""
-        known = (self.label, self.directory, self.raw_config, self.family, self.config)
-        return Subject(*known, self.kernels, self.target, self.platform.name)
+        source = self.source or PlainSource(self.directory, self.raw_config)
+        return Subject(
+            self.label, source, self.raw_config, self.family, self.config, self.kernels, self.target, self.platform.name
+        )
 
     @cached_property
     def conversion(self) -> Conversion:
-        return Conversion(self.subject, self.scheme, self.notify, self.notes)
+        return Conversion(self.subject, self.scheme, self.notify, self.notes, self._takeover)
 
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
@@ -171,7 +181,7 @@ class Build:
             for name in norms:
                 writer.write(f"{name}.weight", stored[f"{name}.weight"], 0)
             for done, (name, matrix) in enumerate(matrices.items(), 1):
-                parts = ("q_weight", "q_scale", "weight", "bias")
+                parts = ("q_weight", "q_scale", "q_zero", "weight", "bias")
                 own = {part: stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in stored}
                 for suffix, array in matrix.arrange(own).items():
                     writer.write(f"{name}.{suffix}", array, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,24 +10,26 @@ from typing import Any
 from .. import __version__
 from ..quant.scheme import Scheme
 from ..weights.convert import convert
+from ..weights.source import write_json
 from . import artifact
 from .subject import Subject
 
 Notify = Callable[[str, str, float | None], None]
 """Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
 
-# What a converted directory needs beside its weights; all small, and none of it code.
-_COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
-
 
 @dataclass
 class Conversion:
-    """How a checkpoint is to be converted. `notes` are sentences for the user, added as they come up."""
+    """How a checkpoint is to be converted. `notes` are sentences for the user, added as they come up.
+
+    `takeover` says what becomes of weights that are quantized already, if they are.
+    """
 
     subject: Subject
     scheme: Scheme
     notify: Notify
     notes: list[str] = field(default_factory=list)
+    takeover: str = ""
 
     @property
     def causes(self) -> dict[str, Any]:
@@ -36,7 +37,7 @@ class Conversion:
         return {
             "model": self.subject.label,
             **self.scheme.stored,
-            "checkpoint": artifact.checkpoint_fingerprint(self.subject.directory),
+            "checkpoint": artifact.checkpoint_fingerprint(self.subject.source.path),
             "config": self.subject.raw_config,
             "sources": artifact.source_hash("quant", "weights", "models"),
             "version": __version__,
@@ -58,11 +59,11 @@ class Conversion:
         def progress(name: str, done: int, total: int) -> None:
             self.notify("convert", name, done / total if total else 1.0)
 
-        source = self.subject.directory
+        source = self.subject.source
         converted = convert(source, directory, self.subject.plan(self.scheme), progress)
-        for pattern in _COMPANIONS:
-            for file in source.glob(pattern):
-                if not file.name.endswith(".index.json") and file.name != artifact.MANIFEST:
-                    shutil.copy(file, directory / file.name)
+        write_json(directory / "config.json", self.subject.raw_config)
+        source.write_companions(directory)
+        if self.takeover:
+            self.notes.append(self.takeover)
         self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
         return {"bits_per_weight": converted.bits_per_weight}

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..kernels.base import KernelSet, using
@@ -17,7 +16,7 @@ from ..quant.group import GroupFormat
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
 from ..weights.mapping import map_weights
-from ..weights.read import Checkpoint
+from ..weights.source import Source
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,13 @@ class Subject:
 
     Attributes:
         label: what listings call it.
-        directory: the checkpoint's.
+        source: its tensors, and what goes with them.
         raw_config: its config.json.
         kernels, target, device: of the platform at hand.
     """
 
     label: str
-    directory: Path
+    source: Source
     raw_config: Mapping[str, Any]
     family: Family
     config: DecoderConfig
@@ -58,9 +57,10 @@ class Subject:
                 shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
         for name, norm in self.frame.norms():
             shapes[f"{name}.weight"] = ((norm.width,), "f32")
-        names = Checkpoint.open(self.directory).names()
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(shapes, names, self.family.weights, ignore)
+        mapped = map_weights(
+            shapes, self.source.names(), self.family.weights, (*ignore, *self.source.spare())
+        )
         stored = scheme.stored
         return ConversionPlan(
             tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),

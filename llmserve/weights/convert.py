@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.group import GroupFormat, as_float32, quantize
-from .container import SafetensorsWriter, TensorInfo, TensorSpec
+from ..quant.takeover import Grid, holders
+from .container import SafetensorsWriter, TensorSpec
 from .disk import disk_errors, require_space
 from .load import PARAMS_FILE
-from .read import Checkpoint
+from .source import PlainSource, Source
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,7 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 _BLOCK_BYTES = 8 << 20
+Storage = Literal["f32", "f16", "bf16"] | GroupFormat
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,21 @@ class ParamPlan:
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
-    storage: Literal["f32", "f16", "bf16"] | GroupFormat
+    storage: Storage
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The tensors it becomes: itself, or `<name less .weight>.q_weight` and `.q_scale`, packed along K."""
+        """The tensors it becomes: itself, or `<name less .weight>.q_weight` and `.q_scale`, packed along K, and
+        `.q_zero` in formats with a zero point."""
         if not isinstance(self.storage, GroupFormat):
             return (TensorSpec(self.name, FLOATS[self.storage], self.shape),)
         *rows, k = self.shape
-        base = self.name.removesuffix(".weight")
+        base, groups = self.name.removesuffix(".weight"), (*rows, self.storage.groups(k))
+        zero = (TensorSpec(f"{base}.q_zero", np.dtype(np.uint8), groups),) if self.storage.zero_point else ()
         return (
             TensorSpec(f"{base}.q_weight", np.dtype(np.uint32), (*rows, self.storage.words(k))),
-            TensorSpec(f"{base}.q_scale", np.dtype(np.float16), (*rows, self.storage.groups(k))),
+            TensorSpec(f"{base}.q_scale", np.dtype(np.float16), groups),
+            *zero,
         )
 
 
@@ -91,18 +96,19 @@ class ConversionReport:
 
 
 def convert(
-    checkpoint_dir: str | Path, out_dir: str | Path, plan: ConversionPlan, progress: Progress | None = None
+    source: Source | str | Path, out_dir: str | Path, plan: ConversionPlan, progress: Progress | None = None
 ) -> ConversionReport:
-    """Writes `out_dir/params.safetensors`; the file gets that name only once it is complete.
+    """Writes `out_dir/params.safetensors` from a source, or a checkpoint's directory; the file gets that name only once
+    it is complete.
 
     Raises CheckpointError when the checkpoint contradicts the plan or holds values that the storage cannot,
     UnsupportedError when it is no float checkpoint, ArtifactError when the disk refuses.
     """
     began = time.perf_counter()
-    checkpoint = Checkpoint.open(checkpoint_dir)
+    checkpoint = source if isinstance(source, Source) else PlainSource(Path(source))
     for param in plan.params:
         _check_shapes(checkpoint, param)
-    total = sum(checkpoint.info(source).nbytes for param in plan.params for source in param.sources)
+    total = sum(checkpoint.nbytes(name) for param in plan.params for name in param.sources)
     outputs = [spec for param in plan.params for spec in param.outputs]
     path = Path(out_dir) / PARAMS_FILE
     done = 0
@@ -112,10 +118,10 @@ def convert(
         require_space(path.parent, writing.nbytes)
         with writing as writer:
             for param in plan.params:
-                for info, first, rows in _read(checkpoint, param):
-                    for spec, block in zip(param.outputs, _stored(info, rows, param), strict=True):
+                for first, stored in _read(checkpoint, param):
+                    for spec, block in zip(param.outputs, stored, strict=True):
                         writer.write(spec.name, block, first)
-                    done += rows.nbytes
+                done += sum(map(checkpoint.nbytes, param.sources))
                 if progress:
                     progress(param.name, done, total)
     return ConversionReport(
@@ -140,7 +146,7 @@ def _rows(param: ParamPlan) -> tuple[int, int]:
     return TensorSpec(param.name, FLOATS["f32"], param.shape).rows
 
 
-def _check_shapes(checkpoint: Checkpoint, param: ParamPlan) -> None:
+def _check_shapes(checkpoint: Source, param: ParamPlan) -> None:
     infos = [checkpoint.info(source) for source in param.sources]
     for info in infos:
         if info.dtype not in FLOATS.values():
@@ -162,32 +168,38 @@ def _check_shapes(checkpoint: Checkpoint, param: ParamPlan) -> None:
         )
 
 
-def _read(checkpoint: Checkpoint, param: ParamPlan) -> Iterator[tuple[TensorInfo, int, Array]]:
-    """The parameter's rows in blocks [R, K], with their source and first row's number; fusing is just this order."""
+def _read(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[int, tuple[Array, ...]]]:
+    """The parameter's outputs in blocks of rows, with their first row's number; fusing is just this order."""
     first = 0
     for source in param.sources:
-        info = checkpoint.info(source)
+        info, packed = checkpoint.info(source), checkpoint.packed(source)
         rows, width = info.rows
         step = max(1, _BLOCK_BYTES // max(1, width * info.dtype.itemsize))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield info, first + start, checkpoint.read_rows(source, start, stop)
+            kept = packed is not None and packed.exact and param.storage in holders(packed.format)
+            block = (checkpoint.read_grid if kept else checkpoint.read_rows)(source, start, stop)
+            try:
+                stored = _stored(block, param.storage)
+            except CheckpointError as error:
+                raise CheckpointError(f"{info.file}, {info.name}: {error}") from error
+            yield first + start, stored
         first += rows
 
 
-def _stored(info: TensorInfo, rows: Array, param: ParamPlan) -> tuple[Array, ...]:
-    """A block of rows as the parameter's outputs."""
-    try:
-        if isinstance(param.storage, GroupFormat):
-            return quantize(rows, param.storage)
-        dtype = FLOATS[param.storage]
-        with np.errstate(over="ignore"):
-            stored = rows if rows.dtype == dtype else as_float32(rows).astype(dtype)
-        if not np.isfinite(as_float32(stored)).all():
-            overflow = np.isfinite(as_float32(rows)).all()
-            raise CheckpointError(
-                f"The weights hold {f'a value too large for {dtype}' if overflow else 'NaN or infinity'}."
-            )
-        return (stored,)
-    except CheckpointError as error:
-        raise CheckpointError(f"{info.file}, {info.name}: {error}") from error
+def _stored(rows: Array | Grid, storage: Storage) -> tuple[Array, ...]:
+    """A block of rows as the outputs of that storage; a grid's is one that holds it."""
+    if isinstance(rows, Grid):
+        assert isinstance(storage, GroupFormat)
+        return rows.store(storage)
+    if isinstance(storage, GroupFormat):
+        return quantize(rows, storage)
+    dtype = FLOATS[storage]
+    with np.errstate(over="ignore"):
+        stored = rows if rows.dtype == dtype else as_float32(rows).astype(dtype)
+    if not np.isfinite(as_float32(stored)).all():
+        overflow = np.isfinite(as_float32(rows)).all()
+        raise CheckpointError(
+            f"The weights hold {f'a value too large for {dtype}' if overflow else 'NaN or infinity'}."
+        )
+    return (stored,)

@@ -1,0 +1,134 @@
+"""Where weights come from, as a conversion sees it: named matrices and vectors of floats, some of them integers inside.
+
+A plain checkpoint is a source of floats. Formats that hold quantized weights (weights/foreign) present the same names
+and shapes, and beside the floats the grid that these lie on, so that it can be taken over without rounding again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ..quant.group import GroupFormat
+from ..quant.takeover import Grid
+from .container import TensorInfo
+from .read import Checkpoint
+
+# What a converted directory needs beside its weights; all small, and none of it code.
+COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
+_NOT_COMPANIONS = {
+    *("config.json", "manifest.json", "quantize_config.json", "quant_config.json"),
+    *("mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "ndarray-cache-b16.json"),
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a source knows of a tensor that it holds quantized.
+
+    Attributes:
+        format: ours that suits it: the smallest that holds its grid, or where none does, one that loses little.
+        reason: why its grid cannot be taken over, in words that follow "because"; empty if it can.
+        nbytes: its size in the file, scales included.
+    """
+
+    format: GroupFormat
+    nbytes: int
+    reason: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return not self.reason
+
+
+class Source:
+    """A model's tensors by their Hugging Face names. Subclasses say which are packed, and how to read those.
+
+    Attributes:
+        path: directory or file.
+        config: the keys of config.json.
+        kind: of packed weights: "gptq", "gguf" …; empty for a plain checkpoint.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    kind: str = ""
+
+    def names(self) -> list[str]:
+        """All tensors. Of packed ones the name is that of the weight that they stand for."""
+        raise NotImplementedError
+
+    def info(self, name: str) -> TensorInfo:
+        """File, dtype and shape [out, in] or [out]; for packed tensors those of the weight that `read_rows` gives.
+
+        Raises CheckpointError when there is no tensor of that name."""
+        raise NotImplementedError
+
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows [start, stop) in floats; a vector [N] counts as [N, 1]."""
+        raise NotImplementedError
+
+    def packed(self, name: str) -> Packed | None:
+        """How a tensor is packed; None if it is floats."""
+        return None
+
+    def read_grid(self, name: str, start: int, stop: int) -> Grid:
+        """Rows [start, stop) of a tensor whose `packed` is exact."""
+        raise NotImplementedError
+
+    def spare(self) -> list[str]:
+        """Tensors that say nothing if the model has no place for them."""
+        return []
+
+    def write_companions(self, out: Path) -> None:
+        """Tokenizer, chat template, licence and the like. `config.json` is written from `config`."""
+        raise NotImplementedError
+
+    def nbytes(self, name: str) -> int:
+        """The tensor's size in its file."""
+        packed = self.packed(name)
+        return packed.nbytes if packed else self.info(name).nbytes
+
+
+class PlainSource(Source):
+    """A checkpoint directory of floats, which are read as they lie there."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
+        self.path, self.config = path, dict(config or {})
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Opened when first asked for. Raises CheckpointError as `Checkpoint.open` does."""
+        return Checkpoint.open(self.path)
+
+    def names(self) -> list[str]:
+        return self.checkpoint.names()
+
+    def info(self, name: str) -> TensorInfo:
+        return self.checkpoint.info(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.checkpoint.read_rows(name, start, stop)
+
+    def write_companions(self, out: Path) -> None:
+        copy_companions(self.path, out)
+
+
+def copy_companions(path: Path, out: Path) -> None:
+    """Copies what belongs to a model beside its weights from one directory to another."""
+    for pattern in COMPANIONS:
+        for file in path.glob(pattern):
+            if not file.name.endswith(".index.json") and file.name not in _NOT_COMPANIONS:
+                shutil.copy(file, out / file.name)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """An object as JSON, for people to read as well."""
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
