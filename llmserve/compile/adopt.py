@@ -47,13 +47,16 @@ def adopt(
     counts. Raises CheckpointError where a matrix is missing or its tensors contradict each other.
     """
     sizes = {f"{name}.weight": (name, matrix) for name, matrix in matrices}
-    rows = []
+    rows, any_packed = [], False
     for mapped in map_weights(sizes, source.names(), rules, ignore=("*",)):
         name, matrix = sizes[mapped.name]
         packs = [source.packed(tensor) for tensor in mapped.sources]
+        any_packed |= any(packs)
         storage, reason = _storage(packs, wanted.storage if explicit else None)
         nbytes = sum(map(source.nbytes, mapped.sources))
         rows.append(_Adopted(name, matrix.out_features * matrix.in_features, nbytes, storage, reason))
+    if not any_packed:
+        return wanted, ""
     weights: Counter[Storage] = Counter()
     for row in rows:
         weights[row.storage] += row.weights

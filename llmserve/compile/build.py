@@ -80,8 +80,8 @@ class Build:
         if model is not None and not model.strip():
             raise ConfigError("The model's name is empty; leave it out for the model that comes with llmserve.")
         self.name = model or embedded.NAME
-        # What clients and listings call it: a Hub id as it is, a directory by its last part.
-        self.label = Path(self.name).resolve().name if Path(self.name).exists() else self.name
+        # What clients and listings call it: a Hub id as it is, a directory or file by its last part.
+        self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
         self.platform: Platform = find(device)
         self.arch = arch
         self.limits = limits or Limits()
@@ -92,7 +92,8 @@ class Build:
         self.converted = _converted_scheme(self.directory, self.platform.compute_dtype)
         self.source = None if self.converted else open_source(self.directory)
         self.raw_config = self.source.config if self.source else read_config(self.directory)
-        self.family, self.config = read_family(self.raw_config, str(self.directory / "config.json"))
+        config_file = self.source.config_file if self.source else self.directory / "config.json"
+        self.family, self.config = read_family(self.raw_config, str(config_file))
         self.scheme = self._scheme(quant)
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:

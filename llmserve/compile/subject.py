@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..kernels.base import KernelSet, using
@@ -38,6 +39,11 @@ class Subject:
     kernels: KernelSet
     target: Mapping[str, Any]
     device: str
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoint lies, in formats that are a directory."""
+        return self.source.path
 
     @cached_property
     def frame(self) -> CausalLM:

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a directory: a path stays itself, `org/name[@revision]` comes from the Hub.
+"""From what a user calls a model to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
 
 Only what llmserve reads is downloaded: JSON, safetensors, tokenizer files and chat templates. Without a network the
 Hub's cache answers. Reading the files is read.py's business.
@@ -20,16 +20,18 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
 def resolve(model: str, *, token: str | None = None, progress: bool = True) -> Path:
-    """The checkpoint directory of `model`, downloaded where needed.
+    """The checkpoint directory or GGUF file of `model`, downloaded where needed.
 
     Raises CheckpointError when there is no such directory or repository, when the repository is closed to this token,
     and when it is neither cached nor reachable.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file, and a model is a checkpoint's directory or a Hub id like org/name.")
+        raise CheckpointError(
+            f"{path} is a file, and a model is a checkpoint's directory, a *.gguf file or a Hub id like org/name."
+        )
     match = _HUB_ID.fullmatch(model)
     if not match or model.startswith("."):
         raise CheckpointError(f"There is no such directory: {path}, and it is not a Hub id like org/name.")

@@ -53,11 +53,12 @@ class Source:
 
     Attributes:
         path: directory or file.
-        config: the keys of config.json.
+        config: the keys of config.json, and config_file where they come from.
         kind: of packed weights: "gptq", "gguf" …; empty for a plain checkpoint.
     """
 
     path: Path
+    config_file: Path
     config: dict[str, Any]
     kind: str = ""
 
@@ -101,7 +102,7 @@ class PlainSource(Source):
     """A checkpoint directory of floats, which are read as they lie there."""
 
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
-        self.path, self.config = path, dict(config or {})
+        self.path, self.config_file, self.config = path, path / "config.json", dict(config or {})
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

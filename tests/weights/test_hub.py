@@ -70,9 +70,11 @@ def test_neither_a_directory_nor_a_hub_id(model: str, tmp_path: Path, monkeypatc
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="is a file"):
-        hub.resolve(str(tmp_path / "model.gguf"))
+        hub.resolve(str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.gguf").touch()
+    assert hub.resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
 
 
 @pytest.mark.parametrize(

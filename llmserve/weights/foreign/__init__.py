@@ -15,6 +15,7 @@ from ...errors import CheckpointError, UnsupportedError
 from ..source import PlainSource, Source
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
+from .gguf import GGUF
 from .gptq import GPTQ
 
 Opener = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Source]
@@ -32,7 +33,13 @@ def open_source(path: Path) -> Source:
 
     Raises CheckpointError for files that are missing or broken, UnsupportedError for a quantization that is not read.
     """
+    if path.is_file():
+        return GGUF(path)
     config = _read_object(path / "config.json")
+    if config is None and (files := sorted(path.glob("*.gguf"))):
+        if len(files) > 1:
+            raise CheckpointError(f"{path} holds {len(files)} GGUF files; name one, such as {files[0]}.")
+        return GGUF(files[0])
     if config is None:
         raise CheckpointError(f"{path} has no config.json: it is not a Hugging Face checkpoint.")
     method, settings = _quantization(path, config)
