@@ -27,7 +27,7 @@ app.add_typer(bench_app, name="bench")
 Model = Annotated[
     Optional[str],  # noqa: UP045
     typer.Argument(
-        help="A checkpoint's directory, a directory that `convert` wrote, or a Hugging Face Hub id such as "
+        help="A checkpoint's directory, a GGUF file, a directory that `convert` wrote, or a Hub id such as "
         "Qwen/Qwen3-0.6B. Without one: the small model that comes with llmserve.",
         show_default=False,
     ),

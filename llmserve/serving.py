@@ -31,9 +31,9 @@ def serve(config: Config) -> None:
             notify=steps,
         )
         # What is wrong with words or settings shows before anything is converted or compiled.
-        tokenizer = Tokenizer.from_directory(build.directory)
-        template = ChatTemplate.from_directory(build.directory, tokenizer.special_tokens, server.chat_template)
-        defaults: dict[str, Any] = sampling_defaults(build.directory)
+        tokenizer = Tokenizer.from_directory(build.words)
+        template = ChatTemplate.from_directory(build.words, tokenizer.special_tokens, server.chat_template)
+        defaults: dict[str, Any] = sampling_defaults(build.words)
         compiled = build.run(config.engine.max_model_len)
     scheduler = scheduler_config(compiled, config.engine)
     engine = AsyncEngine(

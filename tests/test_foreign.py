@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve import LLM
+from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
 
 from .weights.foreign import packing
@@ -61,3 +61,21 @@ def test_without_quantization_they_are_the_same(tmp_path: Path) -> None:
     first, second = (LLM(path, quant="none", kv_cache_memory="16MiB").logits(random_ids(0)) for path in (made, twin))
     np.testing.assert_array_equal(first, second)
     assert "stored as float32 as asked" in Build(str(made), quant="none")._takeover
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "Q4_0"), ("qwen3", "Q8_0"), ("mistral", "Q5_1")])
+def test_gguf_files_are_served(tmp_path: Path, family: str, kind: str) -> None:
+    test_gguf = pytest.importorskip("tests.weights.foreign.test_gguf")
+    assert_same_logits(*test_gguf.write(tmp_path, family, kind))
+
+
+def test_a_gguf_file_answers(tmp_path: Path) -> None:
+    """By the path of the file, with its own vocabulary and chat template."""
+    test_gguf = pytest.importorskip("tests.weights.foreign.test_gguf")
+    file, twin = test_gguf.write(tmp_path)
+    ours, theirs = (LLM(path, quant="none", kv_cache_memory="16MiB") for path in (file, twin))
+    np.testing.assert_array_equal(ours.logits(random_ids(0)), theirs.logits(random_ids(0)))
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    [first], [second] = (llm.generate(["Hello, world"], params) for llm in (ours, theirs))
+    assert first.outputs[0].text == second.outputs[0].text
+    assert "".join(ours.chat([{"role": "user", "content": "Hello"}], params))

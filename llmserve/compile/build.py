@@ -143,6 +143,11 @@ class Build:
     def conversion(self) -> Conversion:
         return Conversion(self.subject, self.scheme, self.notify, self.notes, self._takeover)
 
+    @cached_property
+    def words(self) -> Path:
+        """Directory with config.json, tokenizer and chat template, which can be read before anything is converted."""
+        return self.directory if self.converted else self.conversion.words()
+
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
         return self.directory if self.converted else self.conversion.into_cache()

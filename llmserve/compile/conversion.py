@@ -37,11 +37,24 @@ class Conversion:
         return {
             "model": self.subject.label,
             **self.scheme.stored,
+            **self._subject_causes,
+        }
+
+    @property
+    def _subject_causes(self) -> dict[str, Any]:
+        return {
             "checkpoint": artifact.checkpoint_fingerprint(self.subject.source.path),
             "config": self.subject.raw_config,
             "sources": artifact.source_hash("quant", "weights", "models"),
             "version": __version__,
         }
+
+    def words(self) -> Path:
+        """A directory with config.json, tokenizer and chat template: the checkpoint's own, or one in the cache."""
+        source = self.subject.source
+        if source.has_words:
+            return source.path
+        return artifact.obtain("words", {**self._subject_causes, "model": self.subject.label}, self._write_words)
 
     def into_cache(self) -> Path:
         """The converted directory, from the cache if it is there."""
@@ -61,9 +74,12 @@ class Conversion:
 
         source = self.subject.source
         converted = convert(source, directory, self.subject.plan(self.scheme), progress)
-        write_json(directory / "config.json", self.subject.raw_config)
-        source.write_companions(directory)
+        self._write_words(directory)
         if self.takeover:
             self.notes.append(self.takeover)
         self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
         return {"bits_per_weight": converted.bits_per_weight}
+
+    def _write_words(self, directory: Path) -> None:
+        write_json(directory / "config.json", self.subject.raw_config)
+        self.subject.source.write_companions(directory)

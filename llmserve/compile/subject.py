@@ -64,9 +64,7 @@ class Subject:
         for name, norm in self.frame.norms():
             shapes[f"{name}.weight"] = ((norm.width,), "f32")
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(
-            shapes, self.source.names(), self.family.weights, (*ignore, *self.source.spare())
-        )
+        mapped = map_weights(shapes, self.source.names(), self.family.weights, (*ignore, *self.source.spare()))
         stored = scheme.stored
         return ConversionPlan(
             tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),

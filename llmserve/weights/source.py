@@ -55,12 +55,14 @@ class Source:
         path: directory or file.
         config: the keys of config.json, and config_file where they come from.
         kind: of packed weights: "gptq", "gguf" …; empty for a plain checkpoint.
+        has_words: whether `path` is a directory with config.json and tokenizer as Hugging Face has them.
     """
 
     path: Path
     config_file: Path
     config: dict[str, Any]
     kind: str = ""
+    has_words: bool = False
 
     def names(self) -> list[str]:
         """All tensors. Of packed ones the name is that of the weight that they stand for."""
@@ -100,6 +102,8 @@ class Source:
 
 class PlainSource(Source):
     """A checkpoint directory of floats, which are read as they lie there."""
+
+    has_words = True
 
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
         self.path, self.config_file, self.config = path, path / "config.json", dict(config or {})
