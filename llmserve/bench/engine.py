@@ -1,7 +1,8 @@
 """Prefill and decode speed of the engine core, stepped directly: real scheduler, real kernels, no server.
 
-Prompts are random token ids and prefix caching is off, so nothing is computed less than once. Figures are medians;
-the time inside the compiled step is told apart from the host's by a stopwatch around the runner's call.
+Prompts are random token ids. Those of a prefill are new each time, so nothing of it is computed less than once; those
+that a decode begins with are the same each time, so that the prefix cache has most of them after the first. Figures
+are medians; the time inside the compiled step is told apart from the host's by a stopwatch around the runner's call.
 """
 
 from __future__ import annotations
@@ -17,22 +18,17 @@ from ..llm import LLM
 from .host import Bystanders, load_average, memory_mib, prepare, provenance
 from .plan import BATCHES, CONTEXT, LONG_CONTEXT, PREFILL, STEPS, Timing
 
+PREFILLS_KEPT = 8  # of each length, before the pages of what a decode begins with are taken
+
 
 class EngineBench:
-    """One loaded model, and the two things to time on it. `peers.py` in benchmarks/ times the same two."""
+    """One loaded model, and the two things to time on it. The peers' benchmark times the same two."""
 
     def __init__(self, model: str | None, *, threads: int | None = None, long: bool = False, **options: Any) -> None:
         longest = (LONG_CONTEXT if long else max(PREFILL)) + 2 * STEPS + 16
-        room = max(longest, max(BATCHES) * (CONTEXT + 2 * STEPS + 16))
+        room = longest + sum(BATCHES) * (CONTEXT + 2 * STEPS + 16) + PREFILLS_KEPT * sum(PREFILL)
         began = time.perf_counter()
-        self.llm = LLM(
-            model,
-            num_threads=threads,
-            prefix_caching=False,
-            max_model_len=longest,
-            num_pages=-(-room // 16) + max(BATCHES),
-            **options,
-        )
+        self.llm = LLM(model, num_threads=threads, max_model_len=longest, num_pages=-(-room // 16), **options)
         self.core = self.llm._core
         self._random = random.Random(0)
         self._ids = 0
@@ -44,12 +40,12 @@ class EngineBench:
 
     def prefill(self, tokens: int) -> Timing:
         """One prompt of that many tokens, up to its first answer token."""
-        self._add(tokens, 1)
+        self._add(self._random, tokens, 1)
         return self._timed(tokens, self.core.has_work)
 
     def decode(self, batch: int, context: int = CONTEXT, steps: int = STEPS) -> Timing:
         """`batch` sequences that each have `context` tokens already, one token each per step."""
-        names = [self._add(context, 1 << 20) for _ in range(batch)]
+        names = [self._add(random.Random(f"{context} {number}"), context, 1 << 20) for number in range(batch)]
         waiting = set(names)
         while waiting:
             waiting -= {output.request_id for output in self.core.step()}
@@ -59,9 +55,9 @@ class EngineBench:
             self.core.abort(name)
         return timing
 
-    def _add(self, tokens: int, answer: int) -> str:
+    def _add(self, source: random.Random, tokens: int, answer: int) -> str:
         self._ids += 1
-        prompt = self._random.choices(range(self.core.executor.vocab_size), k=tokens)
+        prompt = source.choices(range(self.core.executor.vocab_size), k=tokens)
         params = SamplingParams(temperature=0.0, max_tokens=answer, ignore_eos=True)
         self.core.add_request(f"bench-{self._ids}", prompt, params)
         return f"bench-{self._ids}"
