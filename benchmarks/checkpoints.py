@@ -6,6 +6,7 @@ Made once and kept in llmserve's cache. Speed and memory depend on the shape alo
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,39 @@ SHAPES = {"llama-1b": LLAMA_1B, "tiny": TINY}
 def random_checkpoint(shape: str) -> Path:
     """The checkpoint of one of SHAPES."""
     config = SHAPES[shape]
-    causes = {"model": f"random-{shape}", "config": config, "seed": 0}
+    causes = {"model": f"random-{shape}", "config": config, "seed": 0, "tokens": "spelled out"}
 
     def make(directory: Path) -> None:
         write_random_checkpoint(directory, config)
+        spell_out(directory / "tokenizer.json")
 
     return obtain("checkpoints", causes, make)
+
+
+def spell_out(tokenizer: Path) -> None:
+    """Gives each token that is no complete text by itself a text of its own, single bytes excepted.
+
+    A random model says such tokens as often as any, and then a server has nothing to stream: what would be measured is
+    when a character happens to be complete.
+    """
+    from tokenizers import decoders
+
+    decode = decoders.ByteLevel().decode
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    vocab: dict[str, int] = content["model"]["vocab"]
+    spelled = {token: token for token in vocab}
+    for token, i in vocab.items():
+        if len(token) > 1 and "\ufffd" in decode([token]):
+            text = f"\u0120{i}"
+            while text in vocab:
+                text += "_"
+            spelled[token] = text
+    content["model"]["vocab"] = {spelled[token]: i for token, i in vocab.items()}
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in content["model"]["merges"])
+    content["model"]["merges"] = [
+        [left, right] for left, right in pairs if all(spelled[t] == t for t in (left, right, left + right))
+    ]
+    tokenizer.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def gguf_file(checkpoint: Path) -> Path:

@@ -117,7 +117,7 @@ def _healthy(port: int) -> bool:
 
 
 def load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
-    """Run all clients to their end and sum up. Raises LLMServeError when not one request succeeded."""
+    """Run all clients to their end and sum up. Raises LLMServeError when not one request was answered with text."""
     name = _model_name(url)
     _request(url, name, random.Random(-1).choices(_BYTES, k=8), 2)  # what a first request pays is not measured
     streams: list[Stream] = []
@@ -141,7 +141,11 @@ def load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[st
     good = [stream for stream in streams if stream.error is None]
     if not good:
         raise LLMServeError(f"No request succeeded; the first said: {streams[0].error}")
-    firsts, gaps = [stream.arrivals[0] for stream in good], [gap for stream in good for gap in stream.gaps]
+    # Tokens need not spell anything, so a stream of some may have shown none.
+    shown = [stream for stream in good if stream.arrivals]
+    if not shown:
+        raise LLMServeError("No request was answered with any text.")
+    firsts, gaps = [stream.arrivals[0] for stream in shown], [gap for stream in shown for gap in stream.gaps]
     return {
         "requests": len(streams),
         "requests_failed": len(streams) - len(good),
@@ -152,7 +156,7 @@ def load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[st
         # Tokens that complete no character yet come with the next one, so a gap may hold several.
         "gap_median_ms": median(gaps) * 1e3 if gaps else 0.0,
         "gap_p95_ms": _p95(gaps) * 1e3 if gaps else 0.0,
-        "per_token_median_ms": median(s.arrivals[-1] - s.arrivals[0] for s in good) / max(1, max_tokens - 1) * 1e3,
+        "per_token_median_ms": median(s.arrivals[-1] - s.arrivals[0] for s in shown) / max(1, max_tokens - 1) * 1e3,
     }
 
 
@@ -186,7 +190,7 @@ def _request(url: str, model: str, prompt: list[int], max_tokens: int) -> Stream
         for line in response:
             if line.startswith(b"data: {"):
                 _note(stream, json.loads(line[6:]), time.perf_counter() - sent)
-        if stream.error is None and not stream.arrivals:
+        if stream.error is None and not stream.tokens:
             stream.error = "the stream ended without a token"
     except (OSError, ValueError, http.client.HTTPException) as error:
         stream.error = f"{type(error).__name__}: {error}"
