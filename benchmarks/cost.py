@@ -2,8 +2,9 @@
 
 The kernels that one compiled step calls are recorded, with their arguments, by the virtual machine's instrument. Then
 the whole sequence is called again and again from here, each call under a stopwatch: the same kernels in the same order
-on the same data, so with the caches as they are in a step, and without the virtual machine. Prints Markdown tables;
-`--write FILE` puts them between the markers in that file.
+on the same data, so with the caches as they are in a step, and without the virtual machine. What it takes to call a
+function that does nothing with these arguments is subtracted. Prints Markdown tables; `--write FILE` puts them between
+the markers in that file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from bandwidth import fastest, read_bandwidth
 from checkpoints import SHAPES, random_checkpoint
 
@@ -36,12 +38,13 @@ PROMPT = 128
 @dataclass(frozen=True)
 class Call:
     """One kernel call of a step: the operator's name (with its shape, if it is a matrix), what it reads and writes in
-    bytes, its multiplications and additions, and how to do it again."""
+    bytes, its multiplications and additions, and what to do it again with."""
 
     operator: str
     nbytes: int
     flops: int
-    run: Callable[[], Any]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Trace:
 
         def note(function: Any, symbol: str, before: bool, result: Any, *its: Any) -> int:
             if before and not symbol.startswith("vm.builtin."):
-                calls.append(described(symbol, its, work, lambda: function(*its)))
+                calls.append(described(symbol, function, its, work))
             return 0
 
         machine.set_instrument(note)
@@ -98,15 +101,22 @@ class Trace:
         return cls(calls, lambda: machine["step"](*arguments))
 
     def kernel_seconds(self) -> list[float]:
-        """Seconds of each call, the median over REPLAYS rounds."""
+        """Seconds of each call, less those of calling nothing: medians over REPLAYS rounds."""
+        idle = tvm_ffi.get_global_func("testing.nop")
+        whole = self._replayed([(call.function, call.arguments) for call in self.calls])
+        empty = self._replayed([(idle, call.arguments) for call in self.calls])
+        return [float(seconds) for seconds in np.maximum(whole - empty, 1e-9)]
+
+    @staticmethod
+    def _replayed(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> np.ndarray:
         rounds = []
         for _ in range(REPLAYS):
             marks = [time.perf_counter()]
-            for call in self.calls:
-                call.run()
+            for function, arguments in calls:
+                function(*arguments)
                 marks.append(time.perf_counter())
             rounds.append(np.diff(marks))
-        return [float(seconds) for seconds in np.median(rounds, axis=0)]
+        return np.median(rounds, axis=0)
 
     def step_seconds(self) -> float:
         """Seconds of the compiled step as a whole, called over and over: the median."""
@@ -136,30 +146,29 @@ def _last_arguments(bench: EngineBench) -> Iterator[Any]:
         runner._step = call
 
 
-def described(symbol: str, arguments: tuple[Any, ...], work: Work, run: Callable[[], Any]) -> Call:
+def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Call:
     """A kernel call from its name in the compiled program and its arguments.
 
     Bytes are those of all tensors, but for the ones of which a step touches a part only: pages, rotary tables, and the
     table of embeddings. Operations are those of matrix products and attention; the other operators' are few.
     """
-    operator = re.sub(r"\d*$", "", symbol)
+    operator, flops = re.sub(r"\d*$", "", symbol), 0
     tensors = [a for a in arguments if hasattr(a, "shape") and hasattr(a, "dtype")]
     sizes = [int(np.prod(t.shape)) * np.dtype(str(t.dtype)).itemsize for t in tensors]
-    rows = len(work.positions)
+    rows, nbytes = len(work.positions), sum(sizes)
     if operator == "attention":
         seen = int(work.positions.sum()) + rows  # keys that each row sees, its own included
         sequences = int((np.diff(work.positions, prepend=-2) != 1).sum())
         kept = seen if sequences == rows else int(work.positions.max()) + 1  # a prompt's rows share theirs
-        width = int(tensors[0].shape[1])
-        return Call(operator, sizes[0] + sizes[-1] + kept * work.token_bytes, 4 * seen * width, run)
-    if operator == "rope_append":
-        return Call(operator, sizes[0] + sizes[-1] + rows * work.token_bytes, 0, run)
-    if operator == "embedding":
-        return Call(operator, sizes[-1] + rows * sum(sizes[1:-1]) // work.vocab, 0, run)
-    if "linear" in operator:
+        nbytes, flops = sizes[0] + sizes[-1] + kept * work.token_bytes, 4 * seen * int(tensors[0].shape[1])
+    elif operator == "rope_append":
+        nbytes = sizes[0] + sizes[-1] + rows * work.token_bytes
+    elif operator == "embedding":
+        nbytes = sizes[-1] + rows * sum(sizes[1:-1]) // work.vocab
+    elif "linear" in operator:
         m, k, n = int(tensors[0].shape[0]), int(tensors[0].shape[1]), int(tensors[-1].shape[1])
-        return Call(f"{operator} {n}x{k}", sum(sizes), 2 * m * n * k, run)
-    return Call(operator, sum(sizes), 0, run)
+        operator, flops = f"{operator} {n}x{k}", 2 * m * n * k
+    return Call(operator, nbytes, flops, function, arguments)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One runtime in a process of its own, so that its memory and its threads are its own; processes.py is the other end.
 
 A line in, a line of JSON out; ends when its input does. Questions, numbers after a word:
-  decode BATCH [CONTEXT], prefill TOKENS    tokens per second                     (llmserve, llama.cpp)
+  decode BATCH [CONTEXT [STEPS]], prefill TOKENS    tokens per second                     (llmserve, llama.cpp)
   logits TOKEN...                           after the last of them                (llmserve, llama.cpp)
   flash 0|1                                 flash attention from now on           (llama.cpp)
   weights                                   bytes that a decode step reads      (llmserve, llama.cpp)
