@@ -31,7 +31,7 @@ from llmserve.bench.plan import CONTEXT
 from llmserve.engine import SamplingParams
 
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
-REPLAYS = 9
+REPLAYS = 15
 PROMPT = 128
 
 
@@ -100,33 +100,28 @@ class Trace:
             machine.set_instrument(None)
         return cls(calls, lambda: machine["step"](*arguments))
 
-    def kernel_seconds(self) -> list[float]:
-        """Seconds of each call, less those of calling nothing: medians over REPLAYS rounds."""
+    def seconds(self) -> tuple[list[float], float]:
+        """Of each kernel call, less what it takes to call nothing, and of the compiled step called as a whole: medians
+        of REPLAYS rounds, the two in turns."""
         idle = tvm_ffi.get_global_func("testing.nop")
-        whole = self._replayed([(call.function, call.arguments) for call in self.calls])
-        empty = self._replayed([(idle, call.arguments) for call in self.calls])
-        return [float(seconds) for seconds in np.maximum(whole - empty, 1e-9)]
-
-    @staticmethod
-    def _replayed(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> np.ndarray:
-        rounds = []
-        for _ in range(REPLAYS):
-            marks = [time.perf_counter()]
-            for function, arguments in calls:
-                function(*arguments)
-                marks.append(time.perf_counter())
-            rounds.append(np.diff(marks))
-        return np.median(rounds, axis=0)
-
-    def step_seconds(self) -> float:
-        """Seconds of the compiled step as a whole, called over and over: the median."""
         self._step()
-        seconds = []
+        whole: list[float] = []
+        kernels, empty = [], []
         for _ in range(REPLAYS):
-            began = time.perf_counter()
-            self._step()
-            seconds.append(time.perf_counter() - began)
-        return median(seconds)
+            kernels.append(_stopwatch((call.function, call.arguments) for call in self.calls))
+            whole += _stopwatch([(self._step, ())])
+            empty.append(_stopwatch((idle, call.arguments) for call in self.calls))
+        each = np.maximum(np.median(kernels, axis=0) - np.median(empty, axis=0), 1e-9)
+        return [float(seconds) for seconds in each], median(whole)
+
+
+def _stopwatch(calls: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[float]:
+    """Seconds of each of these calls, made one after another."""
+    marks = [time.perf_counter()]
+    for function, arguments in calls:
+        function(*arguments)
+        marks.append(time.perf_counter())
+    return [float(seconds) for seconds in np.diff(marks)]
 
 
 @contextmanager
@@ -248,7 +243,8 @@ def report(model: str, label: str, quant: str, threads: int) -> str:
     parts = []
     for title, make, arguments, batch in traces:
         trace: Trace = make(*arguments)
-        lines, step = summed(trace.calls, trace.kernel_seconds()), trace.step_seconds()
+        kernels, step = trace.seconds()
+        lines = summed(trace.calls, kernels)
         parts.append(f"#### {title}: {step * 1e3:.2f} ms for the whole compiled step\n\n{table(lines, bandwidth)}")
         if batch:
             extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in sampling(bench, batch))
