@@ -31,11 +31,10 @@ SERVE = [
     "output_tok_s",
     "first_token_median_ms",
     "first_token_p95_ms",
-    "gap_median_ms",
-    "gap_p95_ms",
-    "per_token_median_ms",
     "server_peak_rss_mib",
 ]
+# Nothing, where a tiny model is faster than its reader, who then gets a whole answer at once.
+GAPS = ["gap_median_ms", "gap_p95_ms", "per_token_median_ms"]
 
 
 def check(figures: dict[str, Any], names: list[str]) -> None:
@@ -71,6 +70,7 @@ def test_host_time_is_part_of_the_step(model: str) -> None:
 def test_the_server_figures_and_that_it_stops(model: str) -> None:
     figures = serve.measure(model, None, clients=3, prompt_tokens=12, max_tokens=8)
     check(figures, SERVE)
+    assert all(math.isfinite(figures[name]) and figures[name] >= 0 for name in GAPS)
     assert (figures["requests"], figures["requests_failed"]) == (3 * serve.REQUESTS, 0)
 
 
