@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compile.compiled import LIBRARY_FILE, CompiledModel
-from ..weights.load import load_params
+from ..weights.load import huge_memory, load_params
 from .sampling_params import SamplingParams
 from .scheduler import ScheduledSequence
 
@@ -39,13 +39,13 @@ class ModelRunner:
         self.num_threads = _start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
         self._step, self._hidden, self._head = self._vm["step"], self._vm["hidden"], self._vm["head"]
         self._sample = self._vm["sample"]
-        arrays = load_params(model.params)
+        arrays = load_params(model.params, resident=True)
         # As FFI arrays: a list would be converted at every call.
         self._params = tvm_ffi.convert([self._tensor(arrays[name]) for name in model.interface.params])
         self._rope = [self._tensor(_aligned(table)) for table in (model.cos, model.sin)]
         page_shape = (num_pages, *self.interface.page_shape)
         self.pages = tvm_ffi.convert(
-            [tvm.runtime.empty(page_shape, self.interface.page_dtype, device) for _ in range(self.interface.num_layers)]
+            [self._tensor(_huge(page_shape, self.interface.page_dtype)) for _ in range(self.interface.num_layers)]
         )
         self._indices = _aligned_empty((4096,), np.int32)
         self._logits = _aligned_empty((self.interface.max_num_seqs, self.interface.vocab_size))
@@ -141,6 +141,12 @@ def _start_threads(owner: object, library: str, wanted: int) -> int:
     functions = ctypes.CDLL(library)  # the same copy that TVM loaded; ctypes keeps it loaded
     weakref.finalize(owner, functions.llmserve_threads_stop)
     return int(functions.llmserve_threads_start(wanted))
+
+
+def _huge(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Zeros that take memory as they are touched, for what kernels stream through."""
+    count = int(np.prod(shape))
+    return np.frombuffer(huge_memory(count * np.dtype(dtype).itemsize), dtype, count).reshape(shape)
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:

@@ -1,7 +1,9 @@
-"""Converted params, mapped into memory: no copy, no parsing beyond the header. The reading end of convert.py."""
+"""Converted params, mapped or read into memory: no parsing beyond the header. The reading end of convert.py."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import mmap
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,49 @@ from ..errors import ArtifactError, CheckpointError
 from .container import ALIGNMENT, TensorInfo, read_header
 
 PARAMS_FILE = "params.safetensors"
+_READ_BYTES = 64 << 20
 
 
-def load_params(path: str | Path) -> dict[str, npt.NDArray[Any]]:
+def load_params(path: str | Path, *, resident: bool = False) -> dict[str, npt.NDArray[Any]]:
     """The tensors of the artifact directory `path` by name, each starting on 64 bytes.
 
-    They are views of one private mapping, which lives as long as any of them: pages are read on first touch, shared
-    between processes, and writing to an array (DLPack wants it possible) never reaches the file. The few tensors whose
-    size breaks the alignment are copied. Raises ArtifactError when the file is missing or broken.
+    They are views of one private mapping, which lives as long as any of them; writing to an array (DLPack wants it
+    possible) never reaches the file. The few tensors whose size breaks the alignment are copied.
+
+    By default the mapping is of the file: pages are read on first touch and shared between processes. `resident` reads
+    it whole into memory of its own, in huge pages where the system has them: streaming weights through 4 KiB pages
+    reads a fifth to a third less per second. Raises ArtifactError when the file is missing or broken.
     """
     file = Path(path) / PARAMS_FILE
     try:
         tensors = read_header(file)
         with file.open("rb") as opened:
-            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            if resident:
+                mapping = huge_memory(file.stat().st_size)
+                _fill(mapping, opened)
+            else:
+                mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
     except (CheckpointError, OSError) as error:
         raise ArtifactError(f"{path} holds no usable params; remove it and convert again. {error}") from error
     return {name: _aligned(_view(mapping, info)) for name, info in tensors.items()}
+
+
+def huge_memory(nbytes: int) -> mmap.mmap:
+    """Zeroed private memory that is not there until touched, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, max(nbytes, 1), **({"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _fill(memory: mmap.mmap, opened: io.BufferedReader) -> None:
+    with memoryview(memory) as view:
+        done = 0
+        while count := opened.readinto(view[done : done + _READ_BYTES]):
+            done += count
+    if done != len(memory):
+        raise OSError(f"{opened.name} ended after {done} of {len(memory)} bytes")
 
 
 def _view(mapping: mmap.mmap, info: TensorInfo) -> npt.NDArray[Any]:

@@ -125,10 +125,13 @@ def test_the_reference_package_reads_the_result(tmp_path: Path, source: Path) ->
         assert array.ctypes.data % 64 == 0 and array.flags.c_contiguous
 
 
-def test_loaded_params_are_private(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("resident", [False, True])
+def test_loaded_params_are_private(tmp_path: Path, source: Path, resident: bool) -> None:
     convert(source, tmp_path / "out", plan_of("bf16"))
     before = (tmp_path / "out" / PARAMS_FILE).read_bytes()
-    params = load_params(tmp_path / "out")
+    params = load_params(tmp_path / "out", resident=resident)
+    for name, array in load_file(tmp_path / "out" / PARAMS_FILE).items():
+        np.testing.assert_array_equal(params[name], array)
     assert all(array.flags.writeable for array in params.values())
     params["lm_head.weight"][:] = 0
     np.from_dlpack(params["model.norm.weight"])[:] = 7
@@ -137,8 +140,9 @@ def test_loaded_params_are_private(tmp_path: Path, source: Path) -> None:
 
 
 def test_params_that_are_missing_or_cut_short(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(ArtifactError, match="no usable params"):
-        load_params(tmp_path)
+    for resident in (False, True):
+        with pytest.raises(ArtifactError, match="no usable params"):
+            load_params(tmp_path, resident=resident)
     convert(source, tmp_path / "out", plan_of(INT8))
     with (tmp_path / "out" / PARAMS_FILE).open("r+b") as file:
         file.truncate(10_000)
