@@ -8,12 +8,30 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__
 from .errors import LLMServeError
 
+
+class _Verbs(TyperGroup):
+    """The verbs. Here `--calibrate` may stand alone, which means its default; what follows it may be the model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--calibrate" in args:
+            from .compile.calibrate import is_methods
+
+            follows = [*args[1:], ""]
+            args = [
+                "--calibrate=default" if arg == "--calibrate" and not is_methods(word) else arg
+                for arg, word in zip(args, follows, strict=True)
+            ]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="llmserve",
+    cls=_Verbs,
     help="Serve a Hugging Face checkpoint behind an OpenAI-compatible endpoint, on whatever hardware is there.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,6 +55,22 @@ Quant = Annotated[
     typer.Option(
         help="Weights: q4, q3, q8, none, or a full name such as q4f16_1.  "
         "[default: q4, or what a converted directory has]",
+        show_default=False,
+    ),
+]
+Calibrate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="[METHODS]",
+        help="Round 3- and 4-bit weights by what a text makes of them, which takes minutes. Alone: the best there is; "
+        "or search, gptq, none (several with commas).  [default: none]",
+        show_default=False,
+    ),
+]
+CalibrationData = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        help='That text: a plain file, or JSON lines of {"text": …} or {"messages": […]}.  [default: one of our own]',
         show_default=False,
     ),
 ]
@@ -64,6 +98,8 @@ Context = Annotated[
 def serve(
     model: Model = None,
     quant: Quant = None,
+    calibrate: Calibrate = None,
+    calibration_data: CalibrationData = None,
     device: Device = "auto",
     arch: Arch = None,
     config: ConfigFile = None,
@@ -92,7 +128,9 @@ def serve(
         "chat_template": chat_template,
     }
     server["api_keys"] = tuple(api_key) if api_key else None
-    run(_config(config, {"path": model, "quant": quant, "device": device, "arch": arch}, engine, server))
+    chosen: dict[str, Any] = {"path": model, "quant": quant, "device": device, "arch": arch}
+    chosen |= {"calibrate": calibrate, "calibration_data": calibration_data}
+    run(_config(config, chosen, engine, server))
 
 
 @app.command()
@@ -124,6 +162,8 @@ def convert(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; `serve` takes it as a model.")],
     quant: Quant = None,
+    calibrate: Calibrate = None,
+    calibration_data: CalibrationData = None,
     device: Device = "auto",
 ) -> None:
     """Quantize a checkpoint into a directory of its own, with tokenizer and config."""
@@ -131,21 +171,43 @@ def convert(
     from .console import Steps
 
     with Steps() as steps:
-        build = Build(model, quant=quant, device=device, notify=steps)
+        build = Build(
+            model,
+            quant=quant,
+            device=device,
+            notify=steps,
+            calibrate=calibrate,
+            calibration_data=calibration_data,
+        )
         build.export_weights(output)
     typer.echo("\n".join([*build.notes, f"Wrote {output}. Serve it with: llmserve serve {output}"]))
 
 
 @app.command(name="compile")
 def compile_(
-    model: Model = None, quant: Quant = None, device: Device = "auto", arch: Arch = None, max_model_len: Context = None
+    model: Model = None,
+    quant: Quant = None,
+    calibrate: Calibrate = None,
+    calibration_data: CalibrationData = None,
+    device: Device = "auto",
+    arch: Arch = None,
+    max_model_len: Context = None,
 ) -> None:
     """Convert and compile a model into the cache, so that `serve` starts at once."""
     from .compile.build import Build
     from .console import Steps
 
     with Steps() as steps:
-        compiled = Build(model, quant=quant, device=device, arch=arch, notify=steps).run(max_model_len)
+        build = Build(
+            model,
+            quant=quant,
+            device=device,
+            arch=arch,
+            notify=steps,
+            calibrate=calibrate,
+            calibration_data=calibration_data,
+        )
+        compiled = build.run(max_model_len)
     notes = compiled.notes or ("Everything was in the cache already.",)
     typer.echo("\n".join([*notes, f"Library: {compiled.library}", f"Weights: {compiled.params}"]))
 

@@ -51,12 +51,16 @@ class ModelConfig(_Section):
     Attributes:
         path: a checkpoint's directory or its name on the Hugging Face hub.
         quant: the scheme for its weights, such as "q4f16_1"; None is 4-bit, or what a converted directory holds.
+        calibrate: methods that round the weights by a text, such as "gptq"; "default" is what is best, None does not.
+        calibration_data: a file with that text, plain or JSON lines; None is the text that comes with llmserve.
         device: a platform's name; None takes the best that is there.
         arch: its instruction set or GPU family, where a platform has several; None takes the best.
     """
 
     path: str | None = None
     quant: str | None = None
+    calibrate: str | None = None
+    calibration_data: Path | None = None
     device: str | None = None
     arch: str | None = None
 

@@ -7,7 +7,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-_TITLES = {"convert": "Quantizing weights", "arrange": "Arranging weights", "compile": "Compiling"}
+_TITLES = {
+    "convert": "Quantizing weights",
+    "arrange": "Arranging weights",
+    "compile": "Compiling",
+    "calibrate": "Calibrating",
+}
 stderr = Console(stderr=True)
 
 

@@ -29,6 +29,8 @@ def serve(config: Config) -> None:
             arch=model.arch,
             limits=Limits.of(config.engine),
             notify=steps,
+            calibrate=model.calibrate,
+            calibration_data=model.calibration_data,
         )
         # What is wrong with words or settings shows before anything is converted or compiled.
         tokenizer = Tokenizer.from_directory(build.words)

@@ -34,6 +34,7 @@ from ..weights.load import PARAMS_FILE, load_params
 from ..weights.source import PlainSource
 from . import artifact
 from .adopt import adopt
+from .calibrate import is_rounded, parse
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 from .conversion import Conversion, Notify
 from .host import kernel_set, link
@@ -72,9 +73,12 @@ class Build:
         arch: str | None = None,
         limits: Limits | None = None,
         notify: Notify = silent,
+        calibrate: str | None = None,
+        calibration_data: str | Path | None = None,
     ) -> None:
         """Resolves the model (downloading it if it is a Hub id; None is the package's own) and reads its config.
 
+        `calibrate` names methods as `calibrate.parse` reads them, `calibration_data` the text for them.
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
         if model is not None and not model.strip():
@@ -95,6 +99,21 @@ class Build:
         config_file = self.source.config_file if self.source else self.directory / "config.json"
         self.family, self.config = read_family(self.raw_config, str(config_file))
         self.scheme = self._scheme(quant)
+        self.methods = self._methods(calibrate)
+        self._calibration_data = None if calibration_data is None else Path(calibration_data)
+
+    def _methods(self, calibrate: str | None) -> tuple[str, ...]:
+        """How weights are calibrated; what would do nothing is said and left out."""
+        methods = parse(calibrate)
+        if methods and (self.converted or self._takeover):
+            raise UnsupportedError(
+                f"{self.name} holds quantized weights, which cannot be calibrated any more; "
+                "leave --calibrate out, or start from the unquantized checkpoint."
+            )
+        if methods and not is_rounded(self.scheme):
+            self.notes.append(f"Calibration would do nothing for {self.scheme.name} and was left out: see --quant.")
+            return ()
+        return methods
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:
         platform, stored = self.platform, self.converted
@@ -141,7 +160,12 @@ class Build:
 
     @cached_property
     def conversion(self) -> Conversion:
-        return Conversion(self.subject, self.scheme, self.notify, self.notes, self._takeover)
+        return Conversion(
+            *(self.subject, self.scheme, self.notify, self.notes),
+            self._takeover,
+            self.methods,
+            self._calibration_data,
+        )
 
     @cached_property
     def words(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,3 +84,11 @@ class CompiledModel:
         interface = self.interface
         cells = int(np.prod(interface.page_shape))
         return interface.num_layers * cells * np.dtype(interface.page_dtype).itemsize
+
+
+def start_threads(owner: object, library: str, wanted: int) -> int:
+    """Has a compiled library run its loops on threads of its own (backends/cpu_threads.c) for as long as `owner` lives,
+    and returns their number."""
+    functions = ctypes.CDLL(library)  # the same copy that TVM loaded; ctypes keeps it loaded
+    weakref.finalize(owner, functions.llmserve_threads_stop)
+    return int(functions.llmserve_threads_start(wanted))

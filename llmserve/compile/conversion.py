@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..quant import group, scale_search
 from ..quant.scheme import Scheme
 from ..weights.convert import convert
 from ..weights.source import write_json
 from . import artifact
+from .calibrate import Calibrator, Notify, needs_text
+from .calibration_data import read
 from .subject import Subject
-
-Notify = Callable[[str, str, float | None], None]
-"""Called as (step, detail, fraction done or None) while something takes time; fraction 1.0 ends a step."""
 
 
 @dataclass
@@ -30,12 +30,29 @@ class Conversion:
     notify: Notify
     notes: list[str] = field(default_factory=list)
     takeover: str = ""
+    methods: tuple[str, ...] = ()
+    calibration_data: Path | None = None
+
+    @cached_property
+    def calibrator(self) -> Calibrator | None:
+        """What rounds the weights where that takes a text. Raises ConfigError for a text that is of no use."""
+        if not needs_text(self.methods):
+            return None
+        config = self.subject.config
+        text = read(self.calibration_data, self.words(), config.vocab_size, config.max_position_embeddings)
+        return Calibrator(self.subject, self.scheme, text, self.methods, self.notify)
 
     @property
     def causes(self) -> dict[str, Any]:
         """All that the result depends on."""
+        calibrated: dict[str, Any] = {}
+        if self.methods:
+            text = self.calibrator.sequences.causes if self.calibrator else {}
+            sources = artifact.source_hash("compile", "kernels")
+            calibrated = {"calibration": {"methods": list(self.methods), **text, "sources": sources}}
         return {
             "model": self.subject.label,
+            **calibrated,
             **self.scheme.stored,
             **self._subject_causes,
         }
@@ -58,13 +75,21 @@ class Conversion:
 
     def into_cache(self) -> Path:
         """The converted directory, from the cache if it is there."""
-        return artifact.landed("weights", self.causes) or artifact.obtain("weights", self.causes, self._into)
+        causes = self.causes
+        if path := artifact.landed("weights", causes):
+            return path
+        path = artifact.obtain("weights", causes, self._into)
+        if self.calibrator:
+            self.calibrator.discard()
+        return path
 
     def into(self, out: Path) -> None:
         """The same in a directory of the user's choice."""
         results: dict[str, Any] = {}
         with artifact.landing(out, "weights", self.causes, results) as directory:
             results |= self._into(directory)
+        if self.calibrator:
+            self.calibrator.discard()
 
     def _into(self, directory: Path) -> dict[str, Any]:
         """Fills an empty directory; returns what its manifest is to keep."""
@@ -73,7 +98,11 @@ class Conversion:
             self.notify("convert", name, done / total if total else 1.0)
 
         source = self.subject.source
-        converted = convert(source, directory, self.subject.plan(self.scheme), progress)
+        made = self.calibrator.run(self.causes) if self.calibrator else {}
+        quantizer = scale_search.quantize if self.methods else group.quantize
+        plan = self.subject.plan(self.scheme)
+        converted = convert(source, directory, plan, progress, quantizer=quantizer, made=made)
+        self.notes += self.calibrator.notes if self.calibrator else []
         self._write_words(directory)
         if self.takeover:
             self.notes.append(self.takeover)

@@ -6,16 +6,14 @@ but the pages. numpy on the host, tvm for the call.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import weakref
 from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..compile.compiled import LIBRARY_FILE, CompiledModel
+from ..compile.compiled import LIBRARY_FILE, CompiledModel, start_threads
 from ..weights.load import huge_memory, load_params
 from .sampling_params import SamplingParams
 from .scheduler import ScheduledSequence
@@ -36,7 +34,7 @@ class ModelRunner:
         device = tvm.device(model.interface.device)
         library = str(model.library / LIBRARY_FILE)
         self._vm = VirtualMachine(tvm.runtime.load_module(library), device)
-        self.num_threads = _start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
+        self.num_threads = start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
         self._step, self._hidden, self._head = self._vm["step"], self._vm["hidden"], self._vm["head"]
         self._sample = self._vm["sample"]
         arrays = load_params(model.params, resident=True)
@@ -133,14 +131,6 @@ class ModelRunner:
             view[:] = array
             tensors.append(self._tensor(view))
         return tensors
-
-
-def _start_threads(owner: object, library: str, wanted: int) -> int:
-    """Has the library run its loops on threads of its own (backends/cpu_threads.c) for as long as `owner` lives, and
-    returns their number."""
-    functions = ctypes.CDLL(library)  # the same copy that TVM loaded; ctypes keeps it loaded
-    weakref.finalize(owner, functions.llmserve_threads_stop)
-    return int(functions.llmserve_threads_start(wanted))
 
 
 def _huge(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

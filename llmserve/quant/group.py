@@ -107,8 +107,8 @@ def quantize(w: Array, fmt: GroupFormat) -> tuple[npt.NDArray[np.uint32], npt.ND
     n, k = w.shape
     q_weight = np.empty((n, fmt.words(k)), np.uint32)
     q_scale = np.empty((n, fmt.groups(k)), np.float16)
-    for rows in _row_blocks(n, fmt.padded(k)):
-        groups = _grouped(w[rows], fmt)
+    for rows in row_blocks(n, fmt.padded(k)):
+        groups = grouped(w[rows], fmt)
         largest = np.maximum(groups.max(axis=2), -groups.min(axis=2))
         with np.errstate(over="ignore"):
             scale = (largest / np.float32(fmt.max_int)).astype(np.float16)
@@ -130,7 +130,7 @@ def dequantize(
     """The weights float32 [N, K] that (q_weight, q_scale) and, in formats with a zero point, q_zero uint8 [N, groups]
     stand for."""
     w = np.empty((len(q_weight), k), np.float32)
-    for rows in _row_blocks(len(w), fmt.padded(k)):
+    for rows in row_blocks(len(w), fmt.padded(k)):
         groups = (
             unpack(q_weight[rows], fmt, fmt.padded(k)).astype(np.float32).reshape(-1, fmt.groups(k), fmt.group_size)
         )
@@ -179,12 +179,12 @@ def unpack(q_weight: Array, fmt: GroupFormat, k: int) -> npt.NDArray[np.uint8]:
     return u.reshape(n, -1)[:, :k]
 
 
-def _row_blocks(n: int, row_size: int) -> Iterator[slice]:
+def row_blocks(n: int, row_size: int) -> Iterator[slice]:
     step = max(1, _BLOCK // max(1, row_size))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def _grouped(w: Array, fmt: GroupFormat) -> npt.NDArray[np.float32]:
+def grouped(w: Array, fmt: GroupFormat) -> npt.NDArray[np.float32]:
     """Rows [R, K] as float32 [R, groups, group_size], padded with zeros, which take no part in a group's maximum."""
     n, k = w.shape
     wide = as_float32(np.ascontiguousarray(w))

@@ -20,12 +20,14 @@ import numpy.typing as npt
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.group import GroupFormat, as_float32, quantize
 from ..quant.takeover import Grid, holders
-from .container import SafetensorsWriter, TensorSpec
+from .container import SafetensorsWriter, TensorInfo, TensorSpec
 from .disk import disk_errors, require_space
 from .load import PARAMS_FILE
 from .source import PlainSource, Source
 
 Array = npt.NDArray[Any]
+Quantizer = Callable[[Array, GroupFormat], tuple[Array, Array]]
+"""Float weights [N, K] → (q_weight, q_scale), as `quant.group.quantize`."""
 Progress = Callable[[str, int, int], None]
 """Called after each parameter with its name, the bytes read so far, and the bytes to read in all."""
 
@@ -96,18 +98,26 @@ class ConversionReport:
 
 
 def convert(
-    source: Source | str | Path, out_dir: str | Path, plan: ConversionPlan, progress: Progress | None = None
+    source: Source | str | Path,
+    out_dir: str | Path,
+    plan: ConversionPlan,
+    progress: Progress | None = None,
+    *,
+    quantizer: Quantizer = quantize,
+    made: Mapping[str, Array] | None = None,
 ) -> ConversionReport:
     """Writes `out_dir/params.safetensors` from a source, or a checkpoint's directory; the file gets that name only once
     it is complete.
+
+    `quantizer` rounds what is to be stored in groups. `made` holds output tensors that are there already, by name, and
+    are written as they are.
 
     Raises CheckpointError when the checkpoint contradicts the plan or holds values that the storage cannot,
     UnsupportedError when it is no float checkpoint, ArtifactError when the disk refuses.
     """
     began = time.perf_counter()
     checkpoint = source if isinstance(source, Source) else PlainSource(Path(source))
-    for param in plan.params:
-        _check_shapes(checkpoint, param)
+    check_shapes(checkpoint, plan)
     total = sum(checkpoint.nbytes(name) for param in plan.params for name in param.sources)
     outputs = [spec for param in plan.params for spec in param.outputs]
     path = Path(out_dir) / PARAMS_FILE
@@ -118,9 +128,13 @@ def convert(
         require_space(path.parent, writing.nbytes)
         with writing as writer:
             for param in plan.params:
-                for first, stored in _read(checkpoint, param):
-                    for spec, block in zip(param.outputs, stored, strict=True):
-                        writer.write(spec.name, block, first)
+                if made and all(spec.name in made for spec in param.outputs):
+                    for spec in param.outputs:
+                        writer.write(spec.name, made[spec.name])
+                else:
+                    for first, stored in _read(checkpoint, param, quantizer):
+                        for spec, block in zip(param.outputs, stored, strict=True):
+                            writer.write(spec.name, block, first)
                 done += sum(map(checkpoint.nbytes, param.sources))
                 if progress:
                     progress(param.name, done, total)
@@ -146,7 +160,13 @@ def _rows(param: ParamPlan) -> tuple[int, int]:
     return TensorSpec(param.name, FLOATS["f32"], param.shape).rows
 
 
-def _check_shapes(checkpoint: Source, param: ParamPlan) -> None:
+def check_shapes(checkpoint: Source, plan: ConversionPlan) -> None:
+    """Raises CheckpointError or UnsupportedError unless every parameter's tensors are floats of the right shapes."""
+    for param in plan.params:
+        _check_shape(checkpoint, param)
+
+
+def _check_shape(checkpoint: Source, param: ParamPlan) -> None:
     infos = [checkpoint.info(source) for source in param.sources]
     for info in infos:
         if info.dtype not in FLOATS.values():
@@ -168,32 +188,48 @@ def _check_shapes(checkpoint: Source, param: ParamPlan) -> None:
         )
 
 
-def _read(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[int, tuple[Array, ...]]]:
-    """The parameter's outputs in blocks of rows, with their first row's number; fusing is just this order."""
+def _blocks(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[TensorInfo, int, slice]]:
+    """(tensor, the number of the block's first row in the parameter, its rows in the tensor); fusing is this order."""
     first = 0
     for source in param.sources:
-        info, packed = checkpoint.info(source), checkpoint.packed(source)
+        info = checkpoint.info(source)
         rows, width = info.rows
         step = max(1, _BLOCK_BYTES // max(1, width * info.dtype.itemsize))
         for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            kept = packed is not None and packed.exact and param.storage in holders(packed.format)
-            block = (checkpoint.read_grid if kept else checkpoint.read_rows)(source, start, stop)
-            try:
-                stored = _stored(block, param.storage)
-            except CheckpointError as error:
-                raise CheckpointError(f"{info.file}, {info.name}: {error}") from error
-            yield first + start, stored
+            yield info, first + start, slice(start, min(start + step, rows))
         first += rows
 
 
-def _stored(rows: Array | Grid, storage: Storage) -> tuple[Array, ...]:
+def read_floats(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """The parameter in float32, in blocks of rows with their first row's number. Raises CheckpointError, which names
+    the tensor, for NaN and infinity."""
+    for info, first, rows in _blocks(checkpoint, param):
+        wide = as_float32(checkpoint.read_rows(info.name, rows.start, rows.stop))
+        if not np.isfinite(wide).all():
+            raise CheckpointError(f"{info.file}, {info.name}: The weights hold NaN or infinity.")
+        yield first, wide
+
+
+def _read(checkpoint: Source, param: ParamPlan, quantizer: Quantizer) -> Iterator[tuple[int, tuple[Array, ...]]]:
+    """The parameter's outputs in blocks of rows, with their first row's number."""
+    for info, first, rows in _blocks(checkpoint, param):
+        packed = checkpoint.packed(info.name)
+        kept = packed is not None and packed.exact and param.storage in holders(packed.format)
+        block = (checkpoint.read_grid if kept else checkpoint.read_rows)(info.name, rows.start, rows.stop)
+        try:
+            stored = _stored(block, param.storage, quantizer)
+        except CheckpointError as error:
+            raise CheckpointError(f"{info.file}, {info.name}: {error}") from error
+        yield first, stored
+
+
+def _stored(rows: Array | Grid, storage: Storage, quantizer: Quantizer) -> tuple[Array, ...]:
     """A block of rows as the outputs of that storage; a grid's is one that holds it."""
     if isinstance(rows, Grid):
         assert isinstance(storage, GroupFormat)
         return rows.store(storage)
     if isinstance(storage, GroupFormat):
-        return quantize(rows, storage)
+        return quantizer(rows, storage)
     dtype = FLOATS[storage]
     with np.errstate(over="ignore"):
         stored = rows if rows.dtype == dtype else as_float32(rows).astype(dtype)

@@ -39,7 +39,7 @@ def load_params(path: str | Path, *, resident: bool = False) -> dict[str, npt.ND
                 mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
     except (CheckpointError, OSError) as error:
         raise ArtifactError(f"{path} holds no usable params; remove it and convert again. {error}") from error
-    return {name: _aligned(_view(mapping, info)) for name, info in tensors.items()}
+    return {name: aligned(_view(mapping, info)) for name, info in tensors.items()}
 
 
 def huge_memory(nbytes: int) -> mmap.mmap:
@@ -65,8 +65,9 @@ def _view(mapping: mmap.mmap, info: TensorInfo) -> npt.NDArray[Any]:
     return raw.view(info.dtype).reshape(info.shape)
 
 
-def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if array.ctypes.data % ALIGNMENT == 0:
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, or a copy of it that starts on 64 bytes, as compiled code may assume, and has its rows in order."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
         return array
     room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT

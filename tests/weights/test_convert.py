@@ -227,7 +227,10 @@ def progress(name, done, total):
         Path(sys.argv[2]).touch()
         time.sleep(60)
 
-print(obtain("params", {{"model": "demo"}}, lambda out: convert(sys.argv[1], out, plan_of(INT4), progress)))
+def make(out):
+    convert(sys.argv[1], out, plan_of(INT4), progress)
+
+print(obtain("params", {{"model": "demo"}}, make))
 """
 
 

@@ -1,0 +1,229 @@
+"""Calibration from end to end: every family, every way to stop it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmserve import LLM
+from llmserve.compile import artifact, calibrate, calibration_data
+from llmserve.compile.build import Build
+from llmserve.compile.layerwise import LayerProgram
+from llmserve.errors import CheckpointError, ConfigError, UnsupportedError
+from llmserve.models.base import families
+from llmserve.weights.container import SafetensorsWriter, TensorSpec
+from llmserve.weights.load import PARAMS_FILE, load_params
+from llmserve.weights.read import SINGLE, Checkpoint
+
+from ..oracle import Oracle
+
+Make = Callable[[str], Path]
+
+
+def few(monkeypatch: pytest.MonkeyPatch, tokens: int = 2048) -> None:
+    monkeypatch.setattr(calibration_data, "TOKENS", tokens)
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_layer_by_itself_is_the_layer_of_the_model(family: str, checkpoint: Make, tmp_path: Path) -> None:
+    """Layer after layer, the last norm and the head give the logits of the engine, which runs the same kernels on the
+    same float32 weights and pages: bit for bit, in sequences longer than windows."""
+    directory = checkpoint(family)
+    build = Build(str(directory), quant="f32")
+    params, config = load_params(build.weights()), build.config
+    llm = LLM(directory, quant="f32", kv_cache_memory="16MiB", max_num_seqs=16)
+    ids = np.random.default_rng(0).integers(0, 500, (2, 60))
+    states = params["model.embed_tokens.weight"][ids.reshape(-1)]
+    programs: dict[int, LayerProgram] = {}
+    for layer, window in enumerate(config.window):
+        if window not in programs:
+            programs[window] = LayerProgram(build.family, config, window, build.kernels, 2, 60)
+            (tmp_path / str(window)).mkdir()
+            programs[window].compile(build.target, tmp_path / str(window))
+            programs[window].load(tmp_path / str(window))
+        prefix = f"model.layers.{layer}."
+        own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        programs[window].set_weights(own, params["model.norm.weight"])
+        inputs = programs[window].inputs(states, 60)
+        assert [i.shape[1] for i in inputs] == [m.in_features for m in programs[window].matrices().values()]
+        states = programs[window].output(states, 60)
+    head = params["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    logits = (programs[config.window[-1]].normed(states) @ head.T).reshape(2, 60, -1)
+    for row, expected in zip(ids, logits, strict=True):
+        # The head is numpy's product here: float32 sums in another order.
+        np.testing.assert_allclose(llm.logits(row.tolist()), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("quant", ["q4", "q3"])
+@pytest.mark.parametrize("family", families())
+def test_every_family_is_nearer_to_its_float_self(
+    family: str, quant: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a text that calibration has not seen, the hidden states of the calibrated weights are nearer to those of the
+    unquantized ones than those of weights rounded to nearest."""
+    few(monkeypatch, 4096)
+    directory = str(checkpoint(family))
+
+    def states(scheme: str, methods: str | None) -> np.ndarray:
+        build = Build(directory, quant=scheme, calibrate=methods)
+        oracle = Oracle(build.config, build.weights(), build.scheme)
+        text = "Seven boats lay in the harbour; the eighth, painted red, had left before sunrise."
+        return oracle.hidden(calibration_data.Tokenizer.from_directory(directory).encode(text)[:40])
+
+    exact = states("f32", None)
+    nearest, calibrated = (np.square(states(quant, methods) - exact).mean() for methods in (None, "default"))
+    assert calibrated < 0.8 * nearest
+
+
+def test_the_manifest_says_how(checkpoint: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few(monkeypatch)
+    text = tmp_path / "text.txt"
+    text.write_text(calibration_data.PACKAGED.read_text("utf-8"), "utf-8")
+    build = Build(str(checkpoint("llama")), quant="q3", calibrate="gptq", calibration_data=text)
+    build.export_weights(tmp_path / "out")
+    causes = artifact.causes_of(tmp_path / "out", "weights")["calibration"]
+    assert causes["methods"] == ["gptq"] and causes["file"] == "text.txt"
+    assert causes["sequences"] * causes["length"] == 2048
+    assert not [path for path in (artifact.cache_root() / "calibration").iterdir() if path.is_dir()]
+    other = Build(str(checkpoint("llama")), quant="q3", calibrate="gptq")
+    assert other.conversion.causes["calibration"]["file"] == "calibration.jsonl"
+    assert other.conversion.causes["calibration"]["tokens"] != causes["tokens"]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from llmserve.compile import calibration_data
+from llmserve.compile.build import Build
+calibration_data.TOKENS = 2048
+
+def notify(step, detail, fraction):
+    if step == "calibrate":
+        print(detail, flush=True)
+        if detail == sys.argv[2]:
+            time.sleep(60)
+
+print(Build(sys.argv[1], quant="q4", calibrate="gptq", notify=notify).weights())
+"""
+
+
+def start(directory: Path, cache: Path, stop_at: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"LLMSERVE_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, str(directory), stop_at]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_calibration_goes_on_where_it_stopped(checkpoint: Make, tmp_path: Path) -> None:
+    """Killed at the second layer; then what had landed is not made again, and the result is the same to the bit."""
+    directory = checkpoint("qwen3")
+    process = start(directory, tmp_path / "killed", "layer 2 of 2")
+    assert process.stdout
+    seen = []
+    while not seen or seen[-1] != "layer 2 of 2":
+        seen.append(process.stdout.readline().strip())
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert seen == ["embedding", "layer 1 of 2", "layer 2 of 2"]
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "calibration").iterdir() if path.is_dir()}
+    assert len(parts) >= 2
+    assert not (tmp_path / "killed" / "weights").exists() or not [
+        path for path in (tmp_path / "killed" / "weights").iterdir() if not path.name.startswith(".")
+    ]
+    time.sleep(0.05)
+    printed = start(directory, tmp_path / "killed", "").communicate()[0].splitlines()
+    assert printed[:-1] == ["layer 2 of 2", "done"]
+    whole = start(directory, tmp_path / "whole", "").communicate()[0].splitlines()
+    assert whole[:-1] == ["embedding", "layer 1 of 2", "layer 2 of 2", "done"]
+    resumed, once = ((Path(lines[-1]) / PARAMS_FILE).read_bytes() for lines in (printed, whole))
+    assert resumed == once
+
+
+@pytest.mark.parametrize("where", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_no_numbers_are_named(
+    where: str, checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few(monkeypatch)
+    source = Checkpoint.open(checkpoint("llama"))
+    for file in checkpoint("llama").iterdir():
+        if file.name != SINGLE:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in source.tensors.values()]
+    with SafetensorsWriter(tmp_path / SINGLE, specs) as writer:
+        for spec in specs:
+            array = source.read(spec.name)
+            if spec.name == where:
+                array.reshape(-1)[77] = np.nan
+            writer.write(spec.name, array)
+    with pytest.raises(CheckpointError, match=rf"{where}: The weights hold NaN or infinity"):
+        Build(str(tmp_path), quant="q4", calibrate="gptq").weights()
+
+
+def test_text_that_is_too_short(checkpoint: Make, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("Not much to go by. " * 5, "utf-8")
+    build = Build(str(checkpoint("llama")), quant="q4", calibrate="gptq", calibration_data=text)
+    with pytest.raises(ConfigError, match=r"short\.txt has \d+ tokens, and at least 2,048 are needed"):
+        build.weights()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ('{"messages": "hello"}', "Line 1 of .* is no calibration text"),
+        ("\n[1, 2]", "Line 2 of .* is no calibration text"),
+        ("nonsense", "Line 1 of .* is no calibration text"),
+    ],
+)
+def test_lines_that_are_no_text(content: str, complaint: str, checkpoint: Make, tmp_path: Path) -> None:
+    text = tmp_path / "broken.jsonl"
+    text.write_text(content, "utf-8")
+    with pytest.raises(ConfigError, match=complaint):
+        calibration_data.read(text, checkpoint("llama"), 512, 512)
+
+
+def test_files_that_cannot_be_read(checkpoint: Make, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        calibration_data.read(tmp_path / "latin.txt", checkpoint("llama"), 512, 512)
+    with pytest.raises(ConfigError, match=r"missing\.txt cannot be read"):
+        calibration_data.read(tmp_path / "missing.txt", checkpoint("llama"), 512, 512)
+
+
+@pytest.mark.parametrize("quant", ["none", "q8"])
+def test_where_it_would_do_nothing_it_says_so(quant: str, checkpoint: Make) -> None:
+    build, plain = (Build(str(checkpoint("llama")), quant=quant, calibrate=methods) for methods in ("default", None))
+    assert any("Calibration would do nothing" in note for note in build.notes) and not plain.notes
+    assert build.weights() == plain.weights()
+
+
+def test_what_is_quantized_already_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+    Build(str(checkpoint("llama")), quant="q4").export_weights(tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="cannot be calibrated any more"):
+        Build(str(tmp_path / "out"), calibrate="default")
+
+
+def test_names_of_methods() -> None:
+    assert calibrate.parse(None) == calibrate.parse("none") == ()
+    assert calibrate.parse("default") == calibrate.DEFAULT
+    assert calibrate.parse("gptq, search") == ("search", "gptq")
+    with pytest.raises(ConfigError, match="no calibration 'gpqt'; there are search, gptq"):
+        calibrate.parse("gpqt")
+    assert calibrate.is_methods("gpqt") and calibrate.is_methods("none") and not calibrate.is_methods("Qwen/Qwen3-0.6B")
+    assert not calibrate.is_methods("") and not calibrate.is_methods("--quant")
+
+
+def test_the_packaged_text_is_long_enough_and_is_what_its_program_writes() -> None:
+    rows = [json.loads(line) for line in calibration_data.PACKAGED.read_text("utf-8").splitlines()]
+    assert {"text", "messages"} <= {key for row in rows for key in row}
+    tokens = calibration_data.read(None, Build(None).directory, 2048, 1024)
+    assert tokens.ids.shape == (32, 512)
