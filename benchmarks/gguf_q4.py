@@ -1,7 +1,8 @@
-"""A llama-family checkpoint as a GGUF file of Q4_0 weights, so that llama.cpp can run the very model that we run.
+"""A llama-family checkpoint as a GGUF file, so that llama.cpp can run the very model that we run.
 
-Every matrix is Q4_0, token embedding and output head included: as many bits as llmserve's q4 has. (llama-quantize would
-keep the head in Q6_K, which is larger and slower.) Norms are float32. For benchmarks; not a converter for all of GGUF.
+Every matrix is Q4_0, token embedding and output head included: as many bits as llmserve's q4 has. (llama-quantize
+would keep the head in Q6_K, which is larger and slower.) Or every matrix is F16, for llama.cpp to quantize. Norms are
+float32. For benchmarks; not a converter for all of GGUF.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ _LAYER = {
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write(checkpoint: Path, file: Path) -> None:
-    """Convert. Raises UnsupportedError for another family, CheckpointError for broken weights."""
+def write(checkpoint: Path, file: Path, storage: Type = Type.Q4_0) -> None:
+    """Convert; `storage` of matrices is Q4_0 or F16.
+
+    Raises UnsupportedError for another family, CheckpointError for broken weights.
+    """
     raw: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if raw["model_type"] != "llama":
         raise UnsupportedError(f"The comparison knows the llama family, not {raw['model_type']!r}.")
     config = Config(Keys(raw, str(checkpoint / "config.json")))
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(checkpoint.name)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    kinds = {Type.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0, Type.F16: gguf.LlamaFileType.MOSTLY_F16}
+    writer.add_file_type(kinds[storage])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -72,16 +77,17 @@ def write(checkpoint: Path, file: Path) -> None:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = _interleaved(weight, config.num_heads if "q_proj" in name else config.num_kv_heads)
         if weight.ndim == 1:
-            writer.add_tensor(_renamed(name), weight)
+            writer.add_tensor(renamed(name), weight)
         else:
-            writer.add_tensor(_renamed(name), gguf.quants.quantize(weight, Type.Q4_0), raw_dtype=Type.Q4_0)
+            writer.add_tensor(renamed(name), gguf.quants.quantize(weight, storage), raw_dtype=storage)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _renamed(name: str) -> str:
+def renamed(name: str) -> str:
+    """llama.cpp's name of a tensor of a checkpoint."""
     stem = name.removesuffix(".weight")
     if stem in _TOP:
         return f"{_TOP[stem]}.weight"
@@ -111,5 +117,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, raw: dict[str, Any
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     eos = raw["eos_token_id"]
-    writer.add_bos_token_id(raw["bos_token_id"])
+    if raw.get("bos_token_id") is not None:
+        writer.add_bos_token_id(raw["bos_token_id"])
     writer.add_eos_token_id(eos[0] if isinstance(eos, list) else eos)

@@ -93,6 +93,31 @@ Context = Annotated[
     ),
 ]
 
+Bits = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        help="Instead of --quant: so many bits per weight, scales included, spent where they help most, on 3-, 4- and "
+        "8-bit matrices; 3.5 to 8.5.",
+        show_default=False,
+    ),
+]
+EvaluationData = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        help="A text file to judge converted weights on.  [default: a text that comes with llmserve]",
+        show_default=False,
+    ),
+]
+ReportInPassing = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--report/--no-report",
+        help="Judge weights that are converted, against the unquantized model.  "
+        "[default: where that takes half a minute at most]",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def serve(
@@ -115,6 +140,8 @@ def serve(
     threads: Annotated[Optional[int], typer.Option(help="CPU threads.  [default: all cores]")] = None,  # noqa: UP045
     chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file to use instead of the model's.")] = None,  # noqa: UP045
     api_key: Annotated[Optional[list[str]], typer.Option(help="A key that clients must send; repeatable.")] = None,  # noqa: UP045
+    bits: Bits = None,
+    report: ReportInPassing = None,
 ) -> None:
     """Serve a model over HTTP: converts, compiles and caches what is missing, then answers the OpenAI API."""
     from .serving import serve as run
@@ -128,8 +155,8 @@ def serve(
         "chat_template": chat_template,
     }
     server["api_keys"] = tuple(api_key) if api_key else None
-    chosen: dict[str, Any] = {"path": model, "quant": quant, "device": device, "arch": arch}
-    chosen |= {"calibrate": calibrate, "calibration_data": calibration_data}
+    chosen: dict[str, Any] = {"path": model, "quant": quant, "device": device, "arch": arch, "bits": bits}
+    chosen |= {"calibrate": calibrate, "calibration_data": calibration_data, "report": report}
     run(_config(config, chosen, engine, server))
 
 
@@ -165,11 +192,16 @@ def convert(
     calibrate: Calibrate = None,
     calibration_data: CalibrationData = None,
     device: Device = "auto",
+    bits: Bits = None,
+    report: Annotated[bool, typer.Option(help="Judge the result against the unquantized model; takes minutes.")] = True,
+    evaluation_data: EvaluationData = None,
+    picture: Annotated[Optional[Path], typer.Option(help="Draw each matrix's error into this SVG file.")] = None,  # noqa: UP045
 ) -> None:
-    """Quantize a checkpoint into a directory of its own, with tokenizer and config."""
+    """Quantize a checkpoint into a directory of its own, with tokenizer and config, and report what it cost."""
     from .compile.build import Build
     from .console import Steps
 
+    asked: dict[str, Any] = {"report": report or picture is not None, "evaluation_data": evaluation_data}
     with Steps() as steps:
         build = Build(
             model,
@@ -178,8 +210,12 @@ def convert(
             notify=steps,
             calibrate=calibrate,
             calibration_data=calibration_data,
+            bits=bits,
+            **asked,
         )
         build.export_weights(output)
+    if picture is not None:
+        _draw(output, picture)
     typer.echo("\n".join([*build.notes, f"Wrote {output}. Serve it with: llmserve serve {output}"]))
 
 
@@ -192,6 +228,8 @@ def compile_(
     device: Device = "auto",
     arch: Arch = None,
     max_model_len: Context = None,
+    bits: Bits = None,
+    report: ReportInPassing = None,
 ) -> None:
     """Convert and compile a model into the cache, so that `serve` starts at once."""
     from .compile.build import Build
@@ -206,6 +244,8 @@ def compile_(
             notify=steps,
             calibrate=calibrate,
             calibration_data=calibration_data,
+            bits=bits,
+            report=report,
         )
         compiled = build.run(max_model_len)
     notes = compiled.notes or ("Everything was in the cache already.",)
@@ -214,8 +254,9 @@ def compile_(
 
 @app.command(name="list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List what is in the cache: converted weights, weights in a platform's layout, compiled libraries."""
+    """List what is in the cache: converted weights and what they cost, weights in a platform's layout, libraries."""
     from .compile.artifact import cache_root, list_artifacts
+    from .quant.report import summary
 
     rows = list_artifacts()
     if as_json:
@@ -224,7 +265,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     for row in rows:
         state = "" if row.intact else "  (broken: will be made again)"
         words = f"{row.kind:<12}{row.size / 1e6:>10.1f} MB  {row.model:<28} {row.scheme:<9} {row.platform:<14}"
-        typer.echo(f"{words} {row.path.name}{state}")
+        typer.echo(f"{words} {row.path.name}{summary(row.results)}{state}")
     typer.echo(f"{len(rows)} in {cache_root()}")
 
 
@@ -262,6 +303,20 @@ def _report(figures: dict[str, Any], json_file: Path | None) -> None:
         typer.echo(f"{name:<40}{value:>14.4g}" if isinstance(value, float) else f"{name:<40}{value!s:>14}")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _draw(converted: Path, file: Path) -> None:
+    from .compile.artifact import results_of
+    from .errors import ConfigError
+    from .quant.report import Report, picture
+
+    found = results_of(converted).get("report")
+    if found is None:
+        raise ConfigError(f"There is nothing to draw into {file}, since no weights were rounded.")
+    try:
+        file.write_text(picture(Report.read(found).matrices), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The picture {file} cannot be written ({error.strerror}).") from error
 
 
 def _config(file: Path | None, model: dict[str, Any], engine: dict[str, Any], server: dict[str, Any]) -> Any:

@@ -55,6 +55,8 @@ class ModelConfig(_Section):
         calibration_data: a file with that text, plain or JSON lines; None is the text that comes with llmserve.
         device: a platform's name; None takes the best that is there.
         arch: its instruction set or GPU family, where a platform has several; None takes the best.
+        bits: instead of `quant`: bits per weight, spent matrix by matrix where they help most.
+        report: judge weights that are converted; None does where that takes half a minute at most.
     """
 
     path: str | None = None
@@ -63,6 +65,8 @@ class ModelConfig(_Section):
     calibration_data: Path | None = None
     device: str | None = None
     arch: str | None = None
+    bits: float | None = None
+    report: bool | None = None
 
 
 class EngineConfig(_Section):

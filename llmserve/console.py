@@ -12,6 +12,8 @@ _TITLES = {
     "arrange": "Arranging weights",
     "compile": "Compiling",
     "calibrate": "Calibrating",
+    "report": "Judging",
+    "sensitivity": "Measuring",
 }
 stderr = Console(stderr=True)
 

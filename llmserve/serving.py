@@ -31,6 +31,8 @@ def serve(config: Config) -> None:
             notify=steps,
             calibrate=model.calibrate,
             calibration_data=model.calibration_data,
+            bits=model.bits,
+            report=model.report,
         )
         # What is wrong with words or settings shows before anything is converted or compiled.
         tokenizer = Tokenizer.from_directory(build.words)

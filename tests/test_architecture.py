@@ -52,8 +52,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Cache and compiled data need no compiler, so that the engine and `list` can use them.
     "compile.artifact": {"errors", "weights.disk"},
     "compile.compiled": {"errors"},
-    # Calibration reads a text in the checkpoint's own words.
+    # Models are calibrated and judged on texts in the checkpoint's own words.
     "compile.calibration_data": {"errors", "text"},
+    "compile.texts": {"errors", "text"},
     "compile": {"__init__", "errors", "config", "toolchain", "platforms", "models", "quant", "kernels", "weights"},
     **{name: {"errors", *ENGINE_PURE} for name in ENGINE_PURE},
     # The record that compilation leaves, and the file of parameters beside it.

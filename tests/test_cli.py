@@ -276,6 +276,8 @@ def converted(model: Path, cli_cache: Path, tmp_path_factory: pytest.TempPathFac
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "Converted to q3f32_g32" in done.stdout and f"llmserve serve {path}" in done.stdout
+    for words in ("Quality of the stored weights on", "KL divergence", "perplexity, unquantized", "(int3)"):
+        assert words in done.stdout
     assert {"config.json", "manifest.json", "params.safetensors", "tokenizer.json"} <= {f.name for f in path.iterdir()}
     return path
 
@@ -325,6 +327,42 @@ def test_what_it_compiled_is_listed(run: Run, converted: Path, cli_cache: Path) 
     code, out, _ = run("compile", converted)
     assert code == 0 and "Compiled for" in out and (library / "model.so").exists()
     assert "Everything was in the cache already." in run("compile", converted)[1]
+
+
+def test_a_budget_of_bits_is_judged_drawn_and_listed(run: Run, model: Path, tmp_path: Path) -> None:
+    text, picture = tmp_path / "my.txt", tmp_path / "errors.svg"
+    text.write_text("Some words, and some more of them, to judge a model that knows none. " * 40, "utf-8")
+    options = ("--bits", "4.2", "--evaluation-data", text, "--picture", picture)
+    code, out, _ = run("convert", model, "-o", tmp_path / "out", *options)
+    assert code == 0 and "tokens of my.txt:" in out and "Converted to mix4.2" in out
+    assert "model.embed_tokens" in picture.read_text("utf-8")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    report = manifest["results"]["report"]
+    assert manifest["causes"]["scheme"] == "mix4.2" and report["text"] == "my.txt" and len(report["matrices"]) == 6
+
+    code, out, _ = run("compile", model, "--bits", "4.2")
+    assert code == 0 and re.search(r"Quality: \d\.\d\d bits, perplexity [+-]", out)
+    lines = [line for line in run("list")[1].splitlines() if " mix4.2 " in line]
+    assert len(lines) == 3 and [line for line in lines if "KL" in line] == [
+        line for line in lines if "weights " in line
+    ]
+    code, out, _ = run("compile", model, "--bits", "4.3", "--no-report")
+    assert code == 0 and "Quality" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", "2"], "2 bits per weight are too few"),
+        (["--bits", "20"], "20 bits per weight are more than"),
+        (["--bits", "4", "--quant", "q4"], "give --bits or --quant, not both"),
+        (["--evaluation-data", "gone.txt"], "gone.txt cannot be read"),
+        (["--quant", "none", "--picture", "x.svg"], "nothing to draw into x.svg"),
+    ],
+)
+def test_conversions_that_cannot_be(run: Run, model: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    code, _, err = run("convert", model, "-o", tmp_path / "out", *options)
+    assert code == 1 and words in err.splitlines()[-1] and "Traceback" not in err
 
 
 def test_its_weights_keep_their_scheme(run: Run, converted: Path) -> None:

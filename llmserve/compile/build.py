@@ -25,6 +25,7 @@ from ..models.base import CausalLM, read_family
 from ..models.config import read_config
 from ..models.layers import PageFormat
 from ..platforms import Platform, find
+from ..quant import mixed
 from ..quant import scheme as schemes
 from ..toolchain import tvm_version
 from ..weights import embedded, hub
@@ -32,7 +33,7 @@ from ..weights.container import SafetensorsWriter, TensorSpec
 from ..weights.foreign import open_source
 from ..weights.load import PARAMS_FILE, load_params
 from ..weights.source import PlainSource
-from . import artifact
+from . import artifact, judging
 from .adopt import adopt
 from .calibrate import is_rounded, parse
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
@@ -40,6 +41,7 @@ from .conversion import Conversion, Notify
 from .host import kernel_set, link
 from .pipeline import compile_module
 from .subject import Subject
+from .texts import Text
 
 DEFAULT_CONTEXT = 8192
 
@@ -75,10 +77,15 @@ class Build:
         notify: Notify = silent,
         calibrate: str | None = None,
         calibration_data: str | Path | None = None,
+        bits: float | None = None,
+        report: bool | None = False,
+        evaluation_data: Path | None = None,
     ) -> None:
         """Resolves the model (downloading it if it is a Hub id; None is the package's own) and reads its config.
 
-        `calibrate` names methods as `calibrate.parse` reads them, `calibration_data` the text for them.
+        `calibrate` names methods as `calibrate.parse` reads them, `calibration_data` the text for them. `bits` per
+        weight are spent on formats matrix by matrix, in place of `quant`. `report` and `evaluation_data` as in
+        Conversion; a text of None is the package's.
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
         if model is not None and not model.strip():
@@ -98,7 +105,12 @@ class Build:
         self.raw_config = self.source.config if self.source else read_config(self.directory)
         config_file = self.source.config_file if self.source else self.directory / "config.json"
         self.family, self.config = read_family(self.raw_config, str(config_file))
-        self.scheme = self._scheme(quant)
+        self.bits, self.report = bits, report
+        self.evaluation = None if evaluation_data is None else Text.read(evaluation_data)
+        if bits is None:
+            self.scheme = self._scheme(quant)
+        else:
+            self._check_bits(bits, quant)
         self.methods = self._methods(calibrate)
         self._calibration_data = None if calibration_data is None else Path(calibration_data)
 
@@ -110,10 +122,27 @@ class Build:
                 f"{self.name} holds quantized weights, which cannot be calibrated any more; "
                 "leave --calibrate out, or start from the unquantized checkpoint."
             )
-        if methods and not is_rounded(self.scheme):
+        if methods and self.bits is None and not is_rounded(self.scheme):
             self.notes.append(f"Calibration would do nothing for {self.scheme.name} and was left out: see --quant.")
             return ()
         return methods
+
+    def _check_bits(self, bits: float, quant: str | None) -> None:
+        if quant is not None:
+            raise ConfigError("A budget of bits chooses the formats itself; give --bits or --quant, not both.")
+        if self.converted or (self.source and self.source.kind):
+            raise UnsupportedError(
+                f"{self.name} holds quantized weights, so its bits are spent; "
+                "leave --bits out, or start from the unquantized checkpoint."
+            )
+        mixed.check_budget([(m.out_features, m.in_features) for _, m in self.subject.frame.matrices()], bits)
+
+    @cached_property
+    def scheme(self) -> schemes.Scheme:
+        """How each matrix is stored; with a budget of bits, known after measuring what each needs."""
+        assert self.bits is not None, "without a budget it is set at once"
+        formats = mixed.allocate(judging.sensitivities(self.subject, self.notify), self.bits)
+        return schemes.mixed(f"mix{self.bits:g}", formats, self.platform.compute_dtype)
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:
         platform, stored = self.platform, self.converted
@@ -165,12 +194,14 @@ class Build:
             self._takeover,
             self.methods,
             self._calibration_data,
+            self.report,
+            self.evaluation,
         )
 
-    @cached_property
+    @property
     def words(self) -> Path:
         """Directory with config.json, tokenizer and chat template, which can be read before anything is converted."""
-        return self.directory if self.converted else self.conversion.words()
+        return self.directory if self.converted else self.subject.words
 
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""

@@ -7,22 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..quant import group, scale_search
+from ..quant.group import GroupFormat
+from ..quant.report import Report
 from ..quant.scheme import Scheme
-from ..weights.convert import convert
-from ..weights.source import write_json
-from . import artifact
+from ..weights.convert import ConversionPlan, ConversionReport, convert
+from . import artifact, judging
 from .calibrate import Calibrator, Notify, needs_text
 from .calibration_data import read
 from .subject import Subject
+from .texts import Text
 
 
 @dataclass
 class Conversion:
-    """How a checkpoint is to be converted. `notes` are sentences for the user, added as they come up.
+    """How a checkpoint is to be converted.
 
-    `takeover` says what becomes of weights that are quantized already, if they are.
+    Attributes:
+        notes: sentences for the user, added as they come up.
+        takeover: what becomes of weights that are quantized already, if they are.
+        report: judge the result; None does so where it takes half a minute at most.
+        evaluation: what to judge it on.
     """
 
     subject: Subject
@@ -32,6 +37,8 @@ class Conversion:
     takeover: str = ""
     methods: tuple[str, ...] = ()
     calibration_data: Path | None = None
+    report: bool | None = False
+    evaluation: Text | None = None
 
     @cached_property
     def calibrator(self) -> Calibrator | None:
@@ -39,7 +46,7 @@ class Conversion:
         if not needs_text(self.methods):
             return None
         config = self.subject.config
-        text = read(self.calibration_data, self.words(), config.vocab_size, config.max_position_embeddings)
+        text = read(self.calibration_data, self.subject.words, config.vocab_size, config.max_position_embeddings)
         return Calibrator(self.subject, self.scheme, text, self.methods, self.notify)
 
     @property
@@ -50,28 +57,7 @@ class Conversion:
             text = self.calibrator.sequences.causes if self.calibrator else {}
             sources = artifact.source_hash("compile", "kernels")
             calibrated = {"calibration": {"methods": list(self.methods), **text, "sources": sources}}
-        return {
-            "model": self.subject.label,
-            **calibrated,
-            **self.scheme.stored,
-            **self._subject_causes,
-        }
-
-    @property
-    def _subject_causes(self) -> dict[str, Any]:
-        return {
-            "checkpoint": artifact.checkpoint_fingerprint(self.subject.source.path),
-            "config": self.subject.raw_config,
-            "sources": artifact.source_hash("quant", "weights", "models"),
-            "version": __version__,
-        }
-
-    def words(self) -> Path:
-        """A directory with config.json, tokenizer and chat template: the checkpoint's own, or one in the cache."""
-        source = self.subject.source
-        if source.has_words:
-            return source.path
-        return artifact.obtain("words", {**self._subject_causes, "model": self.subject.label}, self._write_words)
+        return {"model": self.subject.label, **calibrated, **self.scheme.stored, **self.subject.causes}
 
     def into_cache(self) -> Path:
         """The converted directory, from the cache if it is there."""
@@ -97,18 +83,28 @@ class Conversion:
         def progress(name: str, done: int, total: int) -> None:
             self.notify("convert", name, done / total if total else 1.0)
 
-        source = self.subject.source
+        source, plan = self.subject.source, self.subject.plan(self.scheme)
         made = self.calibrator.run(self.causes) if self.calibrator else {}
         quantizer = scale_search.quantize if self.methods else group.quantize
-        plan = self.subject.plan(self.scheme)
         converted = convert(source, directory, plan, progress, quantizer=quantizer, made=made)
         self.notes += self.calibrator.notes if self.calibrator else []
-        self._write_words(directory)
+        self.subject.write_words(directory)
         if self.takeover:
             self.notes.append(self.takeover)
         self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
-        return {"bits_per_weight": converted.bits_per_weight}
+        report = self._judge(directory, plan, converted)
+        return {"bits_per_weight": converted.bits_per_weight} | ({"report": report.json} if report else {})
 
-    def _write_words(self, directory: Path) -> None:
-        write_json(directory / "config.json", self.subject.raw_config)
-        self.subject.source.write_companions(directory)
+    def _judge(self, directory: Path, plan: ConversionPlan, converted: ConversionReport) -> Report | None:
+        """The report on what has just been converted, if one is wanted and there is something to judge."""
+        rounded = any(isinstance(param.storage, GroupFormat) for param in plan.params)
+        if self.report is False or not rounded:
+            return None
+        tokens = judging.affordable_tokens(converted.parameters, thorough=bool(self.report))
+        if not tokens:
+            self.notes.append("The model is too large to be judged in passing; `llmserve convert` reports on quality.")
+            return None
+        text = self.evaluation or Text.evaluation()
+        report = judging.judge(self.subject, directory, plan, self.scheme, converted, text, tokens, self.notify)
+        self.notes += [str(report) if self.report else f"Quality: {report.short}.", *report.warnings]
+        return report

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..kernels.base import KernelSet, using
 from ..models.base import CausalLM, Family
 from ..models.config import DecoderConfig
@@ -17,7 +18,8 @@ from ..quant.group import GroupFormat
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
 from ..weights.mapping import map_weights
-from ..weights.source import Source
+from ..weights.source import Source, write_json
+from . import artifact
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,25 @@ class Subject:
     device: str
 
     @property
-    def directory(self) -> Path:
-        """Where the checkpoint lies, in formats that are a directory."""
-        return self.source.path
+    def causes(self) -> dict[str, Any]:
+        """What anything depends on that is made from the checkpoint's tensors or words."""
+        return {
+            "checkpoint": artifact.checkpoint_fingerprint(self.source.path),
+            "config": self.raw_config,
+            "sources": artifact.source_hash("quant", "weights", "models"),
+            "version": __version__,
+        }
+
+    @property
+    def words(self) -> Path:
+        """A directory with config.json, tokenizer and chat template: the checkpoint's own, or one in the cache."""
+        if self.source.has_words:
+            return self.source.path
+        return artifact.obtain("words", {**self.causes, "model": self.label}, self.write_words)
+
+    def write_words(self, directory: Path) -> None:
+        write_json(directory / "config.json", self.raw_config)
+        self.source.write_companions(directory)
 
     @cached_property
     def frame(self) -> CausalLM:

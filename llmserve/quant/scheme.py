@@ -7,6 +7,7 @@ platform: the platform's kernel set says how the chosen storage lies in its memo
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -111,6 +112,12 @@ def restored(stored: Mapping[str, Any], compute_dtype: str) -> Scheme:
     if row and row.storage == storage and not overrides:
         return choose(stored["scheme"], compute_dtype, "")
     return Scheme(stored["scheme"], storage, compute_dtype, overrides)
+
+
+def mixed(name: str, formats: Mapping[str, GroupFormat], compute_dtype: str) -> Scheme:
+    """The scheme that stores each matrix in a format of its own."""
+    common = Counter(formats.values()).most_common(1)[0][0]
+    return Scheme(name, common, compute_dtype, {name: fmt for name, fmt in formats.items() if fmt != common})
 
 
 class Matrix(Protocol):

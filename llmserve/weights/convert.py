@@ -6,6 +6,7 @@ largest tensor. Where the result lands, and whether it can be trusted, is compil
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,11 @@ class ConversionPlan:
 
     params: tuple[ParamPlan, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all of them, before storage."""
+        return sum(math.prod(param.shape) for param in self.params)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def convert(
                     progress(param.name, done, total)
     return ConversionReport(
         tensors=len(outputs),
-        parameters=sum(rows * width for rows, width in map(_rows, plan.params)),
+        parameters=plan.parameters,
         bytes_in=total,
         bytes_out=path.stat().st_size,
         seconds=time.perf_counter() - began,

@@ -1,0 +1,148 @@
+"""How much is measured of a model, and with what: from a model's size to a number of tokens, a program and a report.
+
+The measuring itself is quality.py's and sensitivity.py's. Costs are counted in multiply-and-adds of weights and tokens,
+of which two cores of a server do about 3e10 a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+
+from ..quant.mixed import Sensitivity
+from ..quant.report import Report
+from ..quant.scheme import SCHEMES, Scheme
+from ..weights.convert import ConversionPlan, ConversionReport
+from ..weights.load import load_params
+from . import artifact, calibration_data, quality, sensitivity
+from .layerwise import LayerProgram
+from .subject import Subject
+from .texts import Text
+
+Notify = Callable[[str, str, float | None], None]
+
+THOROUGH = 5e12
+"""Cost of a report when a user converts: some minutes."""
+QUICK = 5e11
+"""When a model is to be served: half a minute."""
+SENSITIVITY = 1e13
+_MIN_TOKENS = 1024  # fewer say little
+_MAX_TOKENS = 1 << 16
+_MAX_QUICK_TOKENS = 4096
+_SENSITIVITY_TOKENS = (256, 4096)  # at least and at most
+_SENSITIVITY_WINDOW = 256
+_TOKENS_PER_CALL = 2048
+_SENSITIVITY_FILE = "sensitivity.json"
+
+
+def affordable_tokens(parameters: int, thorough: bool) -> int:
+    """Tokens that a report on a model of this size may take; 0 if that is too few to be worth it.
+
+    A thorough report takes at least _MIN_TOKENS, however long that is."""
+    cost = 2 * parameters  # two models
+    if thorough:
+        return int(min(max(THOROUGH / cost, _MIN_TOKENS), _MAX_TOKENS))
+    tokens = int(min(QUICK / cost, _MAX_QUICK_TOKENS))
+    return tokens if tokens >= _MIN_TOKENS else 0
+
+
+def judge(
+    subject: Subject,
+    directory: Path,
+    plan: ConversionPlan,
+    scheme: Scheme,
+    converted: ConversionReport,
+    text: Text,
+    tokens: int,
+    notify: Notify,
+) -> Report:
+    """The report on the params in `directory`, on so many tokens of the text."""
+    ids, prefix = text.encode(subject.words)
+    length = min(quality.WINDOW, subject.config.max_position_embeddings)
+    windows = quality.windows(ids, prefix, length, tokens)
+    with skeleton(subject, windows.shape[1]) as layers:
+        comparison, matrices = quality.compare(
+            layers,
+            quality.Unquantized(subject.source, plan),
+            quality.Stored(load_params(directory), plan),
+            scheme,
+            windows,
+            len(prefix),
+            lambda detail, done: notify("report", detail, done),
+        )
+    return Report(
+        text=text.name,
+        tokens=comparison.tokens,
+        window=windows.shape[1],
+        bits_per_weight=converted.bits_per_weight,
+        nbytes=converted.bytes_out,
+        figures=comparison.figures(),
+        matrices=matrices,
+        failure=comparison.failure,
+    )
+
+
+def sensitivities(subject: Subject, notify: Notify) -> list[Sensitivity]:
+    """How much each matrix suffers from fewer bits, on the text that weights are calibrated on.
+
+    Measured once for a checkpoint, whatever the budget, and kept in the cache.
+    """
+    causes = {
+        "model": subject.label,
+        **subject.causes,
+        "tokens": hashlib.sha256(chosen_sequences(subject).tobytes()).hexdigest()[:16],
+        "sources": artifact.source_hash("quant", "weights", "models", "kernels", "compile"),
+    }
+
+    def make(directory: Path) -> None:
+        rows = [asdict(row) for row in measure(subject, notify)]
+        (directory / _SENSITIVITY_FILE).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+
+    path = artifact.landed("sensitivity", causes) or artifact.obtain("sensitivity", causes, make)
+    return [Sensitivity.read(row) for row in json.loads((path / _SENSITIVITY_FILE).read_text("utf-8"))]
+
+
+def measure(subject: Subject, notify: Notify) -> list[Sensitivity]:
+    """The same without the cache."""
+    ids = chosen_sequences(subject)
+    weights = quality.Unquantized(subject.source, subject.plan(SCHEMES["f32"]))
+    with skeleton(subject, ids.shape[1]) as layers:
+        return sensitivity.measure(layers, weights, ids, 1, lambda detail, done: notify("sensitivity", detail, done))
+
+
+def chosen_sequences(subject: Subject) -> npt.NDArray[np.int64]:
+    """As many sequences [S, L] of the calibration text as the model's size allows."""
+    config = subject.config
+    ids = calibration_data.read(None, subject.words, config.vocab_size, config.max_position_embeddings).ids
+    least, most = _SENSITIVITY_TOKENS
+    # A variant runs through half of the layers on average.
+    cost = subject.plan(SCHEMES["f32"]).parameters * (sensitivity.MAX_VARIANTS / 2 + 2)
+    tokens = int(min(max(SENSITIVITY / cost, least), most))
+    length = min(ids.shape[1], _SENSITIVITY_WINDOW)
+    count = max(1, min(len(ids), tokens // length))
+    return ids[np.linspace(0, len(ids) - 1, count).astype(int), :length].astype(np.int64)
+
+
+@contextmanager
+def skeleton(subject: Subject, length: int) -> Iterator[quality.Skeleton]:
+    """The model's layers, compiled for windows of `length` tokens."""
+    config, programs = subject.config, {}
+    with TemporaryDirectory(prefix="llmserve-") as directory:
+        for window in sorted(set(config.window)):
+            path = Path(directory) / str(window)
+            path.mkdir()
+            sequences = max(1, _TOKENS_PER_CALL // length)
+            program = LayerProgram(subject.family, config, window, subject.kernels, sequences, length)
+            program.compile(subject.target, path)
+            program.load(path)
+            programs[window] = program
+        head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+        yield quality.Skeleton(programs, config.window, head, config.vocab_size)

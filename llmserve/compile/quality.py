@@ -1,0 +1,214 @@
+"""Runs the unquantized model and its converted twin side by side, a layer at a time, and measures how far they part.
+
+Memory is that of two layers in float32, the hidden states of the text, and a block of logits, whatever the model's
+size; so models larger than memory can be judged too. Both run in float32: what is measured are the stored weights,
+without the rounding of activations that a platform's kernels may add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..quant.group import GroupFormat, as_float32, dequantize
+from ..quant.report import Comparison, MatrixError
+from ..quant.scheme import Scheme, storage_name
+from ..weights.convert import ConversionPlan
+from ..weights.source import Source
+from .layerwise import LayerProgram
+
+Array = npt.NDArray[np.float32]
+Progress = Callable[[str, float], None]
+
+WINDOW = 512
+_ERROR_TOKENS = 1024  # of the text, on which the errors of single matrices are measured
+_LOGITS = 1 << 25  # float32 values of one block of logits
+_VOCABULARY_ROWS = 1 << 13  # of a head, turned to float32 at a time
+
+
+class Weights(Protocol):
+    """A model's parameters in float32, by our names."""
+
+    def tensor(self, name: str) -> Array:
+        """The whole parameter."""
+
+    def rows(self, name: str, rows: Any) -> Array:
+        """Some rows of a matrix; `rows` is a slice or an array of indices."""
+
+
+class Unquantized:
+    """Those of a checkpoint."""
+
+    def __init__(self, source: Source, plan: ConversionPlan) -> None:
+        self._source = source
+        self._params = {param.name: param for param in plan.params}
+
+    def tensor(self, name: str) -> Array:
+        param = self._params[name]
+        parts = [
+            as_float32(self._source.read_rows(source, 0, self._source.info(source).rows[0])) for source in param.sources
+        ]
+        return np.concatenate(parts).reshape(param.shape)
+
+    def rows(self, name: str, rows: Any) -> Array:
+        (source,) = self._params[name].sources  # embeddings and heads are never fused
+        if isinstance(rows, slice):
+            stop = min(rows.stop, self._params[name].shape[0])
+            return as_float32(self._source.read_rows(source, rows.start, stop))
+        return np.concatenate([as_float32(self._source.read_rows(source, int(i), int(i) + 1)) for i in rows])
+
+
+class Stored:
+    """Those of a converted directory, from its tensors by name."""
+
+    def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], plan: ConversionPlan) -> None:
+        self._tensors = tensors
+        self._params = {param.name: param for param in plan.params}
+
+    def tensor(self, name: str) -> Array:
+        return self.rows(name, slice(None))
+
+    def rows(self, name: str, rows: Any) -> Array:
+        param = self._params[name]
+        if not isinstance(param.storage, GroupFormat):
+            return as_float32(self._tensors[name][rows])
+        base = name.removesuffix(".weight")
+        zero = self._tensors.get(f"{base}.q_zero")
+        return dequantize(
+            self._tensors[f"{base}.q_weight"][rows],
+            self._tensors[f"{base}.q_scale"][rows],
+            param.storage,
+            param.shape[-1],
+            None if zero is None else zero[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What is needed of a model to run it layer by layer.
+
+    Attributes:
+        programs: by attention window.
+        windows: of each layer.
+        head: name of the matrix that makes logits.
+        vocab_size: its rows.
+    """
+
+    programs: Mapping[int, LayerProgram]
+    windows: Sequence[int]
+    head: str
+    vocab_size: int
+
+    def layers(self) -> Iterator[tuple[int, LayerProgram]]:
+        return ((i, self.programs[window]) for i, window in enumerate(self.windows))
+
+    def set_layer(self, i: int, weights: Weights, replaced: Mapping[str, Array] = {}) -> dict[str, Array]:
+        """Has the layer's program run `weights`, but for `replaced` (names below the layer); returns what it runs."""
+        program = self.programs[self.windows[i]]
+        names = [f"{name}.weight" for name in (*program.matrices(), *program.norms())]
+        names += [f"{name}.bias" for name, matrix in program.matrices().items() if matrix.has_bias]
+        layer = {
+            name: replaced[name] if name in replaced else weights.tensor(f"model.layers.{i}.{name}") for name in names
+        }
+        program.set_weights(layer, weights.tensor("model.norm.weight"))
+        return layer
+
+
+def windows(token_ids: Sequence[int], prefix: Sequence[int], length: int, limit: int) -> npt.NDArray[np.int64]:
+    """The text in windows [S, L ≤ length], each opened by `prefix`: as many whole ones as `limit` tokens fill.
+
+    A text, or a limit, shorter than one window makes a shorter one.
+    """
+    own = max(1, min(length - len(prefix), len(token_ids), limit))
+    count = max(1, min(limit, len(token_ids)) // own)
+    body = np.asarray(token_ids[: count * own], np.int64).reshape(count, -1)
+    return np.concatenate([np.tile(np.asarray(prefix, np.int64), (len(body), 1)), body], 1)
+
+
+def through(program: LayerProgram, x: Array, length: int, run: Callable[[Array, int], Array]) -> Array:
+    """`run` over x [S · length, hidden] in calls of as many sequences as the program takes."""
+    step = program.max_sequences * length
+    return np.concatenate([run(x[at : at + step], length) for at in range(0, len(x), step)])
+
+
+def embed(weights: Weights, ids: npt.NDArray[np.int64]) -> Array:
+    """Rows [S · L, hidden] of the embedding for ids [S, L]."""
+    unique, place = np.unique(ids, return_inverse=True)
+    return weights.rows("model.embed_tokens.weight", unique)[place.reshape(-1)]
+
+
+def logits(weights: Weights, skeleton: Skeleton, normed: Array) -> Array:
+    """normed [R, hidden] → [R, vocab], with the head in float32 by blocks of rows."""
+    out = np.empty((len(normed), skeleton.vocab_size), np.float32)
+    for at in range(0, skeleton.vocab_size, _VOCABULARY_ROWS):
+        block = slice(at, at + _VOCABULARY_ROWS)
+        out[:, block] = normed @ weights.rows(f"{skeleton.head}.weight", block).T
+    return out
+
+
+def positions(ids: npt.NDArray[np.int64], prefix: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the flattened windows that predict a token of the text, and what each is to predict."""
+    rows = np.arange(ids.size).reshape(ids.shape)[:, max(prefix - 1, 0) : -1]
+    return rows.reshape(-1), ids[:, max(prefix, 1) :].reshape(-1)
+
+
+def compare(
+    skeleton: Skeleton,
+    unquantized: Weights,
+    stored: Weights,
+    scheme: Scheme,
+    ids: npt.NDArray[np.int64],
+    prefix: int,
+    progress: Progress,
+) -> tuple[Comparison, tuple[MatrixError, ...]]:
+    """Both models over windows of token ids [S, L], of which the first `prefix` of each are not predicted."""
+    length = ids.shape[1]
+    sample = max(1, _ERROR_TOKENS // length) * length
+    reference, ours = embed(unquantized, ids), embed(stored, ids)
+    wanted, targets = positions(ids, prefix)
+    name = "model.embed_tokens"
+    errors = [MatrixError(name, storage_name(scheme.storage_of(name)), relative(reference, ours))]
+    for i, program in skeleton.layers():
+        progress(f"layer {i + 1} of {len(skeleton.windows)}", i / (len(skeleton.windows) + 1))
+        float_layer = skeleton.set_layer(i, unquantized)
+        some = reference[:sample]
+        inputs = [program.inputs(some[at : at + length], length) for at in range(0, len(some), length)]
+        reference = through(program, reference, length, program.output)
+        stored_layer = skeleton.set_layer(i, stored)
+        ours = through(program, ours, length, program.output)
+        for m, name in enumerate(program.matrices()):
+            x, w = np.concatenate([tape[m] for tape in inputs]), float_layer[f"{name}.weight"]
+            whole = f"model.layers.{i}.{name}"
+            off = x @ (stored_layer[f"{name}.weight"] - w).T
+            error = _ratio(off, x @ w.T)
+            errors.append(MatrixError(whole, storage_name(scheme.storage_of(whole)), error))
+    # The last layer's program holds the last norm of either model; they are the same float32 numbers.
+    normed = [through(program, x, length, lambda rows, _: program.normed(rows))[wanted] for x in (reference, ours)]
+    comparison = Comparison()
+    step = max(1, _LOGITS // skeleton.vocab_size)
+    for at in range(0, len(wanted), step):
+        progress("comparing", (len(skeleton.windows) + at / len(wanted)) / (len(skeleton.windows) + 1))
+        expected = logits(unquantized, skeleton, normed[0][at : at + step])
+        got = logits(stored, skeleton, normed[1][at : at + step])
+        comparison.add(expected, got, targets[at : at + step])
+        if at == 0 and skeleton.head != "model.embed_tokens":
+            off = logits(stored, skeleton, normed[0][:sample][:step]) - expected[:sample]
+            storage = storage_name(scheme.storage_of(skeleton.head))
+            errors.append(MatrixError(skeleton.head, storage, _ratio(off, expected[:sample])))
+    progress("done", 1.0)
+    return comparison, tuple(errors)
+
+
+def relative(expected: Array, got: Array) -> float:
+    """‖got - expected‖ / ‖expected‖."""
+    return _ratio(got - expected, expected)
+
+
+def _ratio(off: Array, expected: Array) -> float:
+    size = float(np.square(expected, dtype=np.float64).sum())
+    error = float(np.square(off, dtype=np.float64).sum())
+    return float(np.sqrt(error / size)) if size and np.isfinite(error / size) else 0.0 if not error else 1e9

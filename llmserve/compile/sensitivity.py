@@ -1,0 +1,168 @@
+"""How much each weight matrix suffers from fewer bits: the KL divergence that rounding it alone causes.
+
+The unquantized model runs once over some text, a layer at a time, together with variants of itself, each with a few
+matrices rounded to the smallest format: one kind in one layer, or in deep models in a few neighbouring ones. What a
+variant's divergence says of its matrices is shared out among them, and carried over to the other formats, in proportion
+to the squared errors of their outputs, which small divergences are proportional to (a Taylor expansion's second term).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CheckpointError
+from ..quant.group import GroupFormat, dequantize, quantize
+from ..quant.mixed import CHOICES, Sensitivity
+from ..quant.report import divergence, log_softmax
+from .quality import Array, Progress, Skeleton, Weights, embed, logits, positions, through
+
+MAX_VARIANTS = 32  # beside those of embedding and head; deeper models have layers share one
+_ERROR_TOKENS = 1024
+_LOGITS = 1 << 25  # float32 values of logits that are in memory at a time
+_PREDICTIONS = 1 << 26  # logits over all positions that a variant is judged by; large vocabularies get fewer positions
+
+Rounder = Callable[[Array, GroupFormat], Array]
+"""What becomes of a matrix [n, k] that is stored in a format, in float32."""
+
+
+def nearest(weight: Array, fmt: GroupFormat) -> Array:
+    """The Rounder that needs nothing but the weight."""
+    return dequantize(*quantize(weight, fmt), fmt, weight.shape[1])
+
+
+@dataclass
+class _Variant:
+    """Matrices that are rounded together, their squared relative errors by format, and the hidden states so far."""
+
+    members: list[str] = field(default_factory=list)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    x: Array | None = None
+
+    def note(self, name: str, weight: Array, rounded: dict[str, Array], x: Array | None) -> None:
+        """`x`: inputs to measure with; None measures the weights themselves."""
+        base = weight if x is None else x @ weight.T
+        size = float(np.square(base, dtype=np.float64).sum()) or 1.0
+        self.members.append(name)
+        self.shapes[name] = weight.shape  # type: ignore[assignment]
+        self.errors[name] = {}
+        for fmt, other in rounded.items():
+            off = other - weight if x is None else x @ (other - weight).T
+            self.errors[name][fmt] = float(np.square(off, dtype=np.float64).sum()) / size
+
+    def shared(self, harm: float) -> list[Sensitivity]:
+        """The members, with `harm` nats, which is what all do in the smallest format, shared out."""
+        total = sum(self.errors[name][CHOICES[0].name] for name in self.members) or 1.0
+        return [
+            Sensitivity(name, self.shapes[name], {fmt: harm * e / total for fmt, e in self.errors[name].items()})
+            for name in self.members
+        ]
+
+
+def measure(
+    skeleton: Skeleton,
+    weights: Weights,
+    ids: npt.NDArray[np.int64],
+    prefix: int,
+    progress: Progress,
+    rounder: Rounder = nearest,
+) -> list[Sensitivity]:
+    """Sensitivities of all matrices, in the model's order, on windows of token ids [S, L] as in `quality.compare`.
+
+    Raises CheckpointError when the unquantized model's outputs are NaN or infinite.
+    """
+    depth, length = len(skeleton.windows), ids.shape[1]
+    x = embed(weights, ids)
+    sample = max(1, _ERROR_TOKENS // length) * length
+    variants: list[_Variant] = []
+    embedding = "model.embed_tokens"
+    table = weights.tensor(f"{embedding}.weight")
+    rounded = {fmt.name: rounder(table, fmt) for fmt in CHOICES}
+    first = _Variant(x=rounded[CHOICES[0].name][ids.reshape(-1)])
+    first.note(embedding, table, rounded, None)
+    variants.append(first)
+    heads: dict[int, Array] = {0: rounded[CHOICES[0].name]} if skeleton.head == embedding else {}
+    open_: dict[str, _Variant] = {}
+    for i, program in skeleton.layers():
+        progress(f"layer {i + 1} of {depth}", i / (depth + 1))
+        kinds = list(program.matrices())
+        if i % _layers_together(depth, len(kinds)) == 0:  # new variants begin here
+            open_ = {name: _Variant(x=x) for name in kinds}
+        layer = skeleton.set_layer(i, weights)
+        some = x[:sample]
+        tapes = [program.inputs(some[at : at + length], length) for at in range(0, len(some), length)]
+        following = through(program, x, length, program.output)
+        for variant in variants:
+            if all(variant is not other for other in open_.values()):
+                variant.x = through(program, _states(variant), length, program.output)
+        for m, name in enumerate(kinds):
+            weight, variant = layer[f"{name}.weight"], open_[name]
+            rounded = {fmt.name: rounder(weight, fmt) for fmt in CHOICES}
+            variant.note(f"model.layers.{i}.{name}", weight, rounded, np.concatenate([tape[m] for tape in tapes]))
+            skeleton.set_layer(i, weights, {f"{name}.weight": rounded[CHOICES[0].name]})
+            variant.x = through(program, _states(variant), length, program.output)
+            if len(variant.members) == 1:
+                variants.append(variant)
+        x = following
+    if skeleton.head != embedding:
+        table = weights.tensor(f"{skeleton.head}.weight")
+        rounded = {fmt.name: rounder(table, fmt) for fmt in CHOICES}
+        last = _Variant(x=x)
+        last.note(skeleton.head, table, rounded, None)
+        heads[len(variants)] = rounded[CHOICES[0].name]
+        variants.append(last)
+    harm = _divergences(skeleton, weights, x, [_states(v) for v in variants], heads, ids, prefix, progress)
+    rows = {row.name: row for variant, nats in zip(variants, harm, strict=True) for row in variant.shared(nats)}
+    names = [embedding, *(f"model.layers.{i}.{name}" for i, p in skeleton.layers() for name in p.matrices())]
+    return [rows[name] for name in names + ([skeleton.head] if skeleton.head != embedding else [])]
+
+
+def _layers_together(depth: int, kinds: int) -> int:
+    return -(-depth * kinds // MAX_VARIANTS)
+
+
+def _states(variant: _Variant) -> Array:
+    assert variant.x is not None
+    return variant.x
+
+
+def _divergences(
+    skeleton: Skeleton,
+    weights: Weights,
+    reference: Array,
+    states: Sequence[Array],
+    heads: dict[int, Array],
+    ids: npt.NDArray[np.int64],
+    prefix: int,
+    progress: Progress,
+) -> list[float]:
+    """Mean KL divergence of each variant from the unquantized model, from the last layer's outputs.
+
+    `heads`: matrices to use instead of the model's own, by the variant's number."""
+    program, length = skeleton.programs[skeleton.windows[-1]], ids.shape[1]
+    wanted, _ = positions(ids, prefix)
+    wanted = wanted[:: max(1, len(wanted) * skeleton.vocab_size // _PREDICTIONS)]
+
+    def normed(x: Array) -> Array:
+        return through(program, x, length, lambda rows, _: program.normed(rows))[wanted]
+
+    expected, others = normed(reference), [normed(x) for x in states]
+    sums = np.zeros(len(states))
+    step = max(1, _LOGITS // skeleton.vocab_size)
+    depth = len(skeleton.windows)
+    for at in range(0, len(wanted), step):
+        progress("comparing", (depth + at / len(wanted)) / (depth + 1))
+        log_p = log_softmax(logits(weights, skeleton, expected[at : at + step]))
+        if not np.isfinite(log_p).all():
+            raise CheckpointError("The unquantized model's outputs hold NaN or infinity, so it cannot be measured.")
+        for v, x in enumerate(others):
+            rows = x[at : at + step]
+            out: Any = rows @ heads[v].T if v in heads else logits(weights, skeleton, rows)
+            sums[v] += divergence(log_p, log_softmax(out)).sum()
+    progress("done", 1.0)
+    return [float(total) / len(wanted) for total in sums]
