@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -119,6 +120,11 @@ ReportInPassing = Annotated[
 ]
 
 
+class Format(str, Enum):
+    llmserve = "llmserve"
+    mlc = "mlc"
+
+
 @app.command()
 def serve(
     model: Model = None,
@@ -196,6 +202,7 @@ def convert(
     report: Annotated[bool, typer.Option(help="Judge the result against the unquantized model; takes minutes.")] = True,
     evaluation_data: EvaluationData = None,
     picture: Annotated[Optional[Path], typer.Option(help="Draw each matrix's error into this SVG file.")] = None,  # noqa: UP045
+    format_: Annotated[Format, typer.Option("--format", help="Whose weight directory it becomes.")] = Format.llmserve,
 ) -> None:
     """Quantize a checkpoint into a directory of its own, with tokenizer and config, and report what it cost."""
     from .compile.build import Build
@@ -213,7 +220,7 @@ def convert(
             bits=bits,
             **asked,
         )
-        build.export_weights(output)
+        (build.export_mlc if format_ is Format.mlc else build.export_weights)(output)
     if picture is not None:
         _draw(output, picture)
     typer.echo("\n".join([*build.notes, f"Wrote {output}. Serve it with: llmserve serve {output}"]))

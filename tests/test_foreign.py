@@ -14,6 +14,8 @@ import pytest
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
+from llmserve.models.base import family as find
+from llmserve.weights.random_checkpoint import write_random_checkpoint
 
 from .weights.foreign import packing
 from .weights.foreign.packing import Packer
@@ -79,3 +81,16 @@ def test_a_gguf_file_answers(tmp_path: Path) -> None:
     [first], [second] = (llm.generate(["Hello, world"], params) for llm in (ours, theirs))
     assert first.outputs[0].text == second.outputs[0].text
     assert "".join(ours.chat([{"role": "user", "content": "Hello"}], params))
+
+
+@pytest.mark.parametrize(("family", "quantization"), [("llama", "q4f16_1"), ("qwen2", "q3f16_1")])
+def test_mlc_directories_are_served(tmp_path: Path, family: str, quantization: str) -> None:
+    """What is written for MLC answers as the directory does that it was written from, and as the checkpoint does."""
+    checkpoint = write_random_checkpoint(tmp_path / "hf", dict(find(family).tiny), dtype="float16")
+    Build(str(checkpoint), quant=quantization).export_mlc(tmp_path / "mlc")
+    first, second = (
+        LLM(path, quant=quant, kv_cache_memory="16MiB").logits(random_ids(0))
+        for path, quant in ((checkpoint, quantization), (tmp_path / "mlc", None))
+    )
+    # Norms become float16 in MLC's directory, and this checkpoint's are float16 already.
+    np.testing.assert_array_equal(first, second)

@@ -30,7 +30,7 @@ from ..quant import scheme as schemes
 from ..toolchain import tvm_version
 from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
-from ..weights.foreign import open_source
+from ..weights.foreign import mlc_writer, open_source
 from ..weights.load import PARAMS_FILE, load_params
 from ..weights.source import PlainSource
 from . import artifact, judging
@@ -105,7 +105,7 @@ class Build:
         self.raw_config = self.source.config if self.source else read_config(self.directory)
         config_file = self.source.config_file if self.source else self.directory / "config.json"
         self.family, self.config = read_family(self.raw_config, str(config_file))
-        self.bits, self.report = bits, report
+        self.quant, self.bits, self.report = quant, bits, report
         self.evaluation = None if evaluation_data is None else Text.read(evaluation_data)
         if bits is None:
             self.scheme = self._scheme(quant)
@@ -214,6 +214,19 @@ class Build:
                 f"{self.name} is a converted directory already, in {self.converted.name}; serve it as it is."
             )
         self.conversion.into(out)
+
+    def export_mlc(self, out: Path) -> None:
+        """The same as a weight directory of MLC's; beside packed weights float16, or float32 if `quant` says f32.
+
+        Raises UnsupportedError where MLC has no name for the weights' format.
+        """
+        wide = self.scheme.storage == "float32" or "f32" in (self.quant or "")
+        quantization = mlc_writer.quantization_name(self.scheme.storage, wide, bool(self.scheme.overrides))
+        weights = self.weights()
+        causes = {"model": self.label, "scheme": quantization, "weights": artifact.identity(weights)}
+        with artifact.landing(out, "mlc", causes, artifact.results_of(weights)) as directory:
+            nbytes = mlc_writer.write(weights, self.raw_config, quantization, directory)
+        self.notes.append(f"Written for MLC in {quantization}: {nbytes / 1e6:,.1f} MB of weights.")
 
     # --- params: storage → layout
 

@@ -1,7 +1,7 @@
 """From what a user calls a model to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
 
-Only what llmserve reads is downloaded: JSON, safetensors, tokenizer files and chat templates. Without a network the
-Hub's cache answers. Reading the files is read.py's business.
+Only what llmserve reads is downloaded: JSON, safetensors, MLC's shards, tokenizer files and chat templates. Without a
+network the Hub's cache answers. Reading the files is read.py's business.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-ALLOWED = ["*.json", "*.safetensors", "tokenizer.*", "*.jinja"]
+# MLC's shards are plain arrays; other *.bin files are pickled.
+ALLOWED = ["*.json", "*.safetensors", "params_shard_*.bin", "tokenizer.*", "*.jinja"]
 # Not the copies in other formats that some repositories keep in subdirectories.
 IGNORED = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

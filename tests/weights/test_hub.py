@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert hub.resolve("org/Na-me_1.5@refs/pr/3", progress=False) == tmp_path
     (repo, options), (_, pinned) = called.calls
     assert (repo, options["revision"], options["token"]) == ("org/name", None, "t")
-    assert "*.safetensors" in options["allow_patterns"] and not any("bin" in x for x in options["allow_patterns"])
+    assert "*.safetensors" in options["allow_patterns"]
+    assert not any(fnmatch(file, x) for x in options["allow_patterns"] for file in ("pytorch_model.bin", "model.pt"))
     assert pinned["revision"] == "refs/pr/3"
     assert list(pinned["tqdm_class"](range(3))) == [0, 1, 2]
 

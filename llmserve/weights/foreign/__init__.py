@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import CheckpointError, UnsupportedError
 from ..source import PlainSource, Source
+from . import mlc
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
 from .gguf import GGUF
@@ -35,6 +36,8 @@ def open_source(path: Path) -> Source:
     """
     if path.is_file():
         return GGUF(path)
+    if (path / mlc.CONFIG).is_file() and any((path / name).is_file() for name in mlc.CACHES):
+        return mlc.MLC(path)
     config = _read_object(path / "config.json")
     if config is None and (files := sorted(path.glob("*.gguf"))):
         if len(files) > 1:
