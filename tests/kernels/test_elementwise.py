@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmserve.kernels.cpu import elementwise, layout
-from llmserve.quant.group import FORMATS, dequantize, quantize
+from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
 
 from .harness import RUNNABLE, compiled
 
@@ -57,6 +57,17 @@ def test_quantized_rows_equal_dequantization(fmt, isa):
         kernel = compiled(elementwise.quantized_rows("rows", n, k, fmt, isa), isa)
         kernel(ids, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), out)
         np.testing.assert_array_equal(out, dequantize(q_weight, q_scale, fmt, k)[ids])
+
+
+@both
+def test_rows_with_zero_points_equal_dequantization(isa):
+    rng, (n, k) = np.random.default_rng(5), (20, 64)
+    u, zero = rng.integers(0, 16, (n, k), np.uint8), rng.integers(0, 16, (n, 2), np.uint8)
+    parts = pack(u, INT4_ZERO), rng.standard_normal((n, 2)).astype(np.float16)
+    ids, out = np.array([0, 19, 7, 8], np.int32), np.empty((4, k), np.float32)
+    kernel = compiled(elementwise.quantized_rows("rows", n, k, INT4_ZERO, isa), isa)
+    kernel(ids, *layout.tile_quantized(*parts, INT4_ZERO, isa.rows, zero), out)
+    np.testing.assert_array_equal(out, dequantize(*parts, INT4_ZERO, k, zero)[ids])
 
 
 @both

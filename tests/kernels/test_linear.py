@@ -9,20 +9,20 @@ import tvm
 from llmserve.kernels.cpu import layout
 from llmserve.kernels.cpu.isa import ISAS
 from llmserve.kernels.cpu.linear import float_linear, quantize_activations, quantized_linear
-from llmserve.quant.group import FORMATS, dequantize, quantize, unpack
+from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize, unpack
 
 from .harness import RUNNABLE, compiled
 
 # (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes.
 SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8)]
-ROWS = [1, 2, 4, 7, 70]  # one row, parts and multiples of a row block, more than one pass over the weights
+ROWS = [1, 2, 4, 7, 13, 70]  # one row, parts and multiples of a row block, more than one pass over the weights
 
 
-def oracle(x, q_weight, q_scale, fmt, k):
+def oracle(x, q_weight, q_scale, fmt, k, q_zero=None):
     """The kernel's arithmetic in float64: int8 activations per group against the stored integers."""
     a, scale = quantize_activations(x, fmt.group_size)
-    u = unpack(q_weight, fmt, fmt.padded(k)).astype(np.float64) - fmt.max_int
-    u = u.reshape(len(u), -1, fmt.group_size)
+    u = unpack(q_weight, fmt, fmt.padded(k)).astype(np.float64).reshape(len(q_weight), -1, fmt.group_size)
+    u -= fmt.max_int if q_zero is None else q_zero[:, :, None]
     return np.einsum("mgi,ngi,mg,ng->mn", a.astype(np.float64), u, scale.astype(np.float64), q_scale.astype(np.float64))
 
 
@@ -48,6 +48,31 @@ def test_quantized_linear_equals_the_oracle(fmt, isa):
             expected = oracle(x, q_weight, q_scale, fmt, k) + bias[:n]
             # Integers are exact; what is left is float32 sums over at most 3 groups.
             assert np.abs(y - expected).max() <= 1e-6 * np.abs(expected).max(), (n, k, m)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
+def test_zero_points_equal_the_oracle(isa):
+    """All stored values and zero points, scales of either sign; also at their bounds."""
+    rng, fmt = np.random.default_rng(4), INT4_ZERO
+    for n, k in SHAPES:
+        kernel = compiled(quantized_linear("linear", n, k, fmt, isa, False), isa)
+        for u, zero in (
+            (rng.integers(0, 16, (n, fmt.padded(k))), rng.integers(0, 16, (n, fmt.groups(k)))),
+            (15, 0),
+            (0, 15),
+        ):
+            u, zero = (
+                np.broadcast_to(a, b).astype(np.uint8) for a, b in ((u, (n, fmt.padded(k))), (zero, (n, fmt.groups(k))))
+            )
+            q_weight, q_scale = pack(u, fmt), rng.standard_normal((n, fmt.groups(k))).astype(np.float16)
+            for m in ROWS:
+                x = rng.standard_normal((m, k)).astype(np.float32)
+                y = np.full((m, n), np.nan, np.float32)
+                kernel(x, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows, zero), y)
+                expected = oracle(x, q_weight, q_scale, fmt, k, zero)
+                # Groups cancel where all weights are far from zero, so the measure is what was added up.
+                size = np.abs(x) @ np.abs(dequantize(q_weight, q_scale, fmt, k, zero)).T
+                assert (np.abs(y - expected) <= 1e-6 * size.max()).all(), (n, k, m)
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -112,7 +137,7 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda i: i.name)
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("fmt", [*FORMATS.values(), INT4_ZERO], ids=lambda fmt: fmt.name)
 def test_every_instruction_set_compiles(fmt, isa):
     """Also the ones that this machine cannot run: to assembly, which must hold the set's own instruction."""
     specs = {

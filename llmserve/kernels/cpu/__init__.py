@@ -40,6 +40,8 @@ class CpuWeight:
                 "q": ((count, groups, vectors, 4 * rows), "uint8"),
                 "s": ((count, groups, rows), "float16"),
             }
+            if self.storage.zero_point:
+                params["z"] = ((count, groups, rows), "uint8")
         else:
             params = {"w": ((count, self.in_features, rows), self.storage)}
         if self.has_bias:
@@ -49,9 +51,8 @@ class CpuWeight:
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
         if isinstance(self.storage, GroupFormat):
-            out["q"], out["s"] = layout.tile_quantized(
-                stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows
-            )
+            parts = stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows, stored.get("q_zero")
+            out |= zip("qsz", layout.tile_quantized(*parts), strict=False)
         else:
             out["w"] = layout.tile_float(stored["weight"], self.isa.rows)
         if self.has_bias:

@@ -93,14 +93,16 @@ def quantized_rows(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa) -> Pri
         ids = sized("ids", (m,), "int32")
         q = sized("q", (layout.tiles(n, rows), groups, layout.vectors(fmt), 4 * rows), "uint8")
         s = sized("s", (layout.tiles(n, rows), groups, rows), "float16")
+        z = sized("z", (layout.tiles(n, rows), groups, rows), "uint8") if fmt.zero_point else None
         out = sized("out", (m, k), "float32")
         with T.parallel(m) as i, T.serial(groups) as g:
             tile, r = ids[i] // rows, ids[i] % rows
             scale = T.cast(s[tile, g, r], "float32")
+            zero = f32(fmt.max_int) if z is None else T.cast(z[tile, g, r], "float32")
             for element in range(fmt.group_size):
                 step, lane = element // 4, 4 * r + element % 4
                 value = unpack_step(q, tile, g, step, fmt, 1, lane)
-                number = (T.cast(value, "float32") - f32(fmt.max_int)) * scale
+                number = (T.cast(value, "float32") - zero) * scale
                 if k % fmt.group_size == 0:
                     put(out, number, i, g * fmt.group_size + element)
                 else:

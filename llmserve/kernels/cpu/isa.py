@@ -23,12 +23,17 @@ class Isa:
         rows: int32 lanes of an accumulator, i.e. output rows of one weight tile.
         lanes: float32 lanes of the other kernels' vectors.
         features: LLVM features that a target must have for this row.
+        rows_per_block: rows of x that share a tile of quantized weights: as many as registers hold accumulators for.
+        prefetch: groups of weights to ask for ahead of the one in work when several rows share them; one row streams
+            as fast without. 0 where it was not seen to help.
     """
 
     name: str = "portable"
     rows: int = 8
     lanes: int = 8
     features: tuple[str, ...] = ()
+    rows_per_block: int = 2
+    prefetch: int = 0
 
     def centred(self, bits: int) -> bool:
         """Whether `dot` already subtracts the format's offset; else the caller corrects by the activations' sum."""
@@ -111,6 +116,8 @@ class Avx512Vnni(Isa):
     rows: int = 16
     lanes: int = 16
     features: tuple[str, ...] = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+    rows_per_block: int = 8
+    prefetch: int = 8
 
     def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
         signed = T.reinterpret(full(activations, 16), dtype="int8x64")

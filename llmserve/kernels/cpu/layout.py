@@ -1,10 +1,10 @@
 """How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one load.
 
-numpy only: this is the host side of `linear.py`, which holds the matching loads. Storage stays canonical (quant.group);
-tiles are made from it once per machine.
+numpy only: the host side of `linear.py`, which holds the matching loads. Tiles are made from storage once per machine.
 
-A quantized weight [N, K] becomes q: uint8 [tiles, groups, vectors, 4 * rows] and s: float16 [tiles, groups, rows]:
-step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i. N is padded to whole tiles.
+A quantized weight [N, K], N padded to whole tiles, becomes q: uint8 [tiles, groups, vectors, 4 * rows], s: float16
+[tiles, groups, rows] and, where there are zero points, z: uint8 like s. Step j of a group is the uint8 vector
+u[tile*rows + r, group*G + 4j + i] at lane 4r + i.
     8 bits: vector j is step j.
     4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
     3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5. The low bits of the last two steps are in bits 6-7
@@ -13,6 +13,8 @@ A float weight becomes [tiles, K, rows] in its own dtype.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,21 +58,32 @@ def _interleave(u: npt.NDArray[np.uint8], fmt: GroupFormat, rows: int) -> npt.ND
 
 
 def tile_quantized(
-    q_weight: npt.NDArray[np.uint32], q_scale: npt.NDArray[np.float16], fmt: GroupFormat, rows: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
-    """Stored words [N, words] and scales [N, groups] → (q, s) as above."""
+    q_weight: npt.NDArray[np.uint32],
+    q_scale: npt.NDArray[np.float16],
+    fmt: GroupFormat,
+    rows: int,
+    q_zero: npt.NDArray[np.uint8] | None = None,
+) -> tuple[npt.NDArray[Any], ...]:
+    """Stored words [N, words] and scales (and zero points) [N, groups] → (q, s) or (q, s, z) as above."""
     n, groups = q_scale.shape
     count = tiles(n, rows)
     q = np.zeros((count, groups, vectors(fmt), 4 * rows), np.uint8)
-    scale = np.zeros((count * rows, groups), np.float16)
-    scale[:n] = q_scale
     for start in range(0, n, BLOCK_ROWS):  # a multiple of every tile's rows
         block = q_weight[start : start + BLOCK_ROWS]
         u = np.zeros((tiles(len(block), rows) * rows, groups * fmt.group_size), np.uint8)
         u[: len(block)] = unpack(block, fmt, u.shape[1])
         first = start // rows
         q[first : first + len(u) // rows] = _interleave(u, fmt, rows)
-    return q, np.ascontiguousarray(scale.reshape(count, rows, groups).transpose(0, 2, 1))
+    return q, *(_tile_groups(values, rows) for values in (q_scale, q_zero) if values is not None)
+
+
+def _tile_groups(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """[N, groups] → [tiles, groups, rows], padded with zeros."""
+    n, groups = values.shape
+    count = tiles(n, rows)
+    padded = np.zeros((count * rows, groups), values.dtype)
+    padded[:n] = values
+    return np.ascontiguousarray(padded.reshape(count, rows, groups).transpose(0, 2, 1))
 
 
 def tile_float(weight: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:

@@ -15,13 +15,11 @@ import numpy.typing as npt
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, when
+from ..tir import T, block, build, f32, full, i32, prefetch, put, scratch, sized, vec, when
 from . import layout
 from .isa import Isa
 
-# Rows of x that share a tile. Of quantized weights, more than two spill registers; of float ones there is less to hold.
-QUANTIZED_ROWS = 2
-FLOAT_ROWS = 4
+FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
 LANES = 8  # float lanes of the activation quantizer
 
@@ -142,7 +140,7 @@ def _over_rows(
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
             with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
-                blocks = T.min(CACHE_ROWS, m - outer * CACHE_ROWS + height - 1) // height
+                blocks = (T.min(CACHE_ROWS, m - outer * CACHE_ROWS) + height - 1) // height
                 with T.serial(blocks) as inner, T.serial(together) as w:
                     first, tile = outer * CACHE_ROWS + inner * height, t * together + w
                     with T.If(m - first > height // 2):
@@ -158,7 +156,7 @@ def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
 
 
 def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool) -> PrimFunc:
-    """x float32 [M, K], q and s as layout.tile_quantized makes them, (b float32 [tiles * rows],) y float32 [M, N].
+    """x float32 [M, K], q, s (and z) as layout.tile_quantized makes them, (b float32 [tiles * rows],) y float32 [M, N].
 
     K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's Q8_0 dot products: per group
     of inputs, y += (sum of int8 products) * weight scale * activation scale.
@@ -167,7 +165,9 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
         raise ValueError(f"a quantized linear needs a multiple of {LANES} inputs, got {k}")
     groups, steps, rows = fmt.groups(k), layout.steps(fmt), isa.rows
     count, bits = layout.tiles(n, rows), fmt.bits
-    offset = 0 if isa.centred(bits) else fmt.max_int
+    # Activations' sums times the offset are taken off, unless the dot product does; or times each group's zero point.
+    offset = 1 if fmt.zero_point else 0 if isa.centred(bits) else fmt.max_int
+    in_dot = fmt.max_int if isa.centred(bits) else 0
     tail = k - (groups - 1) * fmt.group_size
 
     def body() -> None:
@@ -175,6 +175,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
         x = sized("x", (m, k), "float32")
         q = sized("q", (count, groups, layout.vectors(fmt), 4 * rows), "uint8")
         s = sized("s", (count, groups, rows), "float16")
+        z = sized("z", (count, groups, rows), "uint8") if fmt.zero_point else None
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
 
@@ -193,6 +194,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
             def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
                 cells = [(i, w) for i in range(height) for w in range(width)]
                 lanes = isa.acc_lanes(bits)
+                starts_at_sum = sums is not None and z is None and isa.acc_dtype(bits) == "int32"
                 at = _clamped(row, height, limit)
                 with block("tile"):
                     acc = scratch(len(cells) * rows)
@@ -200,25 +202,33 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                         put(acc, full(f32(0), rows), c * rows, lanes=rows)
                     with T.serial(groups) as g, block("group"):
                         part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
-                        for c in range(len(cells)):
-                            put(part, isa.zero(bits), c * lanes, lanes=lanes)
+                        for c, (i, _) in enumerate(cells):
+                            start = full(sums[at[i], g], rows) if starts_at_sum else isa.zero(bits)
+                            put(part, start, c * lanes, lanes=lanes)
                         for j in range(steps):
                             for c, (i, w) in enumerate(cells):
                                 weights = unpack_step(q, tile + w, g, j, fmt, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
                                 put(part, isa.dot(bits, old, weights, aq[at[i], g, j]), c * lanes, lanes=lanes)
+                        if height > 1 and isa.prefetch:
+                            for v in range(layout.vectors(fmt)):
+                                prefetch(q, tile, g + isa.prefetch, v, 0)
                         for c, (i, w) in enumerate(cells):
                             total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
-                            if sums is not None:
-                                total = total + full(sums[at[i], g], rows)
-                            wide = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
-                            term = T.cast(total, f"float32x{rows}") * (wide * full(scale[at[i], g], rows))
-                            put(acc, vec(acc, c * rows, lanes=rows) + term, c * rows, lanes=rows)
+                            if sums is not None and not starts_at_sum:
+                                term = full(sums[at[i], g], rows)
+                                if z is not None:
+                                    zero = T.cast(vec(z, tile + w, g, 0, lanes=rows), f"int32x{rows}")
+                                    term = term * (zero - full(i32(in_dot), rows))
+                                total = total + term
+                            weight_scale = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
+                            value = T.cast(total, f"float32x{rows}") * (weight_scale * full(scale[at[i], g], rows))
+                            put(acc, vec(acc, c * rows, lanes=rows) + value, c * rows, lanes=rows)
                     for c, (i, w) in enumerate(cells):
                         with when(True if limit is None else row + i < limit):
                             _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
 
-            _over_rows(m, count, 2, QUANTIZED_ROWS, prepare, tile_at)
+            _over_rows(m, count, 2, isa.rows_per_block, prepare, tile_at)
 
     return build(name, body)
 
