@@ -117,6 +117,11 @@ def stem(found: dict[str, Any], label: str, only: Sequence[str]) -> str:
     return "-".join([*parts, *only])
 
 
+def tell(line: str) -> None:
+    """Progress, which is not the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a llama-family checkpoint instead of a random one")
@@ -139,11 +144,11 @@ def main() -> None:
     began = time.perf_counter()
     with ExitStack() as stack:
         session = Session(
-            checkpoint, args.quant, found["threads"], peer, args.repetitions, Patience(args.patience), stack
+            checkpoint, args.quant, found["threads"], peer, args.repetitions, Patience(args.patience, tell), stack
         )
         for name in args.only or SECTIONS:
             rows += SECTIONS[name](session)
-            print(f"{time.perf_counter() - began:6.0f} s  {name}", file=sys.stderr, flush=True)
+            tell(f"--- {name} after {time.perf_counter() - began:.0f} s")
     found |= {"model": label, "quant": args.quant, "decode_steps": STEPS, "repetitions": args.repetitions}
     found |= {"versions": versions(), "notes": session.notes, "commands": session.commands}
     found |= {"command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])}

@@ -27,6 +27,11 @@ class Sample:
     others: float | None
     seconds: float
 
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        word = "" if self.undisturbed else f" (does not count: others used {self.others:.2f} cores)"
+        return f"{figures}, in {self.seconds:.1f} s{word}"
+
     @property
     def undisturbed(self) -> bool:
         return self.others is None or self.others <= QUIET * cores() + GRAIN / self.seconds
@@ -47,10 +52,14 @@ class Job:
 
 
 class Patience:
-    """Waits for a quiet machine, for so many seconds in all; then measures as it is, and the table says so."""
+    """Waits for a quiet machine, for so many seconds in all; then measures as it is, and the table says so.
 
-    def __init__(self, seconds: float) -> None:
+    `tell` is called with a line about each sample.
+    """
+
+    def __init__(self, seconds: float, tell: Callable[[str], None] | None = None) -> None:
         self._left = seconds
+        self._tell = tell or (lambda line: None)
 
     @property
     def exhausted(self) -> bool:
@@ -71,6 +80,7 @@ class Patience:
         while not taken or not (taken[-1].undisturbed or self.exhausted):
             self.wait(job.pids)
             taken.append(job.sample())
+            self._tell(f"{job.name}: {taken[-1]}")
             self._left -= 0 if taken[-1].undisturbed else taken[-1].seconds
         return taken
 
