@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ Array = npt.NDArray[np.float32]
 DAMPING = 0.01
 """Added to H's diagonal, as a share of its mean."""
 _REFINEMENTS = 2
-_CELLS = 1 << 19  # float32 values of one array in the search of a group: a few of these fit the CPU's cache
+_ROWS = 1024  # rows of a block: the columns of all candidates take some 2 MB
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,26 @@ def quantize(
     Raises CheckpointError for NaN, infinity, and groups whose scale overflows float16.
     """
     n, k = w.shape
+    values = np.ascontiguousarray(as_float32(w).T[factored.order])
+    errors = np.empty((k, n), np.float32)  # of the columns that are done, in their order
     levels = np.full((n, fmt.padded(k)), fmt.max_int, np.uint8)  # padding is zero
     q_scale = np.empty((n, fmt.groups(k)), np.float16)
-    step = max(16, min(1024, _CELLS // fmt.group_size // 8))
-    blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-    def rows(block: slice) -> float:
-        return _quantize_rows(as_float32(w[block]), fmt, factored, levels[block], q_scale[block])
-
+    blocks = [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
+    left, done = 0.0, 0
     with ThreadPoolExecutor(threads) as pool:
-        left = sum(pool.map(rows, blocks))
+        while done < k:
+            group = int(factored.order[done]) // fmt.group_size
+            inside = slice(done, done + min(fmt.group_size, k - group * fmt.group_size))
+            within, energy = factored.feedback[inside, inside], factored.energy[inside]
+            # The one large product, and BLAS's threads have it to themselves; below, each thread has rows of its own.
+            targets = values[inside] - factored.feedback[:done, inside].T @ errors[:done]
+            search = partial(_search, values[inside], targets, fmt, within, energy)
+            for block, (scale, chosen, cost) in zip(blocks, pool.map(search, blocks), strict=True):
+                errors[inside, block] = chosen * scale - values[inside, block]
+                levels[block, factored.order[inside]] = chosen.T + fmt.max_int
+                q_scale[block, group] = scale
+                left += float(cost.sum())
+            done = inside.stop
     return pack(levels, fmt), q_scale, left
 
 
@@ -111,35 +122,16 @@ def _order(energy: Array, group_size: int) -> npt.NDArray[np.int64]:
     return order[order < k].astype(np.int64)
 
 
-def _quantize_rows(
-    w: Array, fmt: GroupFormat, factored: Factor, levels: npt.NDArray[np.uint8], q_scale: npt.NDArray[np.float16]
-) -> float:
-    """Fills `levels`, as stored, and `q_scale` for some rows; their error."""
-    k = w.shape[1]
-    errors = np.empty((k, len(w)), np.float32)  # of the columns done, in their order
-    left, done = 0.0, 0
-    while done < k:
-        group = int(factored.order[done]) // fmt.group_size
-        inside = slice(done, done + min(fmt.group_size, k - group * fmt.group_size))
-        columns = factored.order[inside]
-        values = np.ascontiguousarray(w[:, columns].T)
-        target = values - factored.feedback[:done, inside].T @ errors[:done]
-        scale, chosen, cost = _search(values, target, fmt, factored.feedback[inside, inside], factored.energy[inside])
-        errors[inside] = chosen * scale - values
-        levels[:, columns] = chosen.T + fmt.max_int
-        q_scale[:, group] = scale
-        left += float(cost.sum())
-        done = inside.stop
-    return left
-
-
-def _search(values: Array, target: Array, fmt: GroupFormat, within: Array, energy: Array) -> tuple[Array, Array, Array]:
-    """Scale [n], signed levels [G, n] and error [n] for a group's weights `values` [G, n], of which `target` [G, n] is
-    what feedback from the groups before has made."""
-    rows = np.ascontiguousarray(target.T)
-    tried = np.stack([round_to_nearest_scale(rows, fmt), *candidates(rows, fmt)])
+def _search(
+    all_values: Array, targets: Array, fmt: GroupFormat, within: Array, energy: Array, rows: slice
+) -> tuple[Array, Array, Array]:
+    """Scale [n], signed levels [G, n] and error [n] of some rows, for a group's weights `all_values` [G, N], of which
+    `targets` [G, N] is what feedback from the groups before has made."""
+    values, target = (np.ascontiguousarray(array[:, rows]) for array in (all_values, targets))
+    by_row = np.ascontiguousarray(target.T)
+    tried = np.stack([round_to_nearest_scale(by_row, fmt), *candidates(by_row, fmt)])
     # Feedback of w itself, so that the group's own is that of ŵ alone: Σ e·A = Σ ŵ·A - Σ w·A.
-    goal = target + within.T @ values
+    goal = target + _fed(values, within)
     levels, cost = _sweep(goal, tried, fmt, within, energy)
     best = cost.argmin(axis=0)
     at = np.arange(len(best))
@@ -147,7 +139,7 @@ def _search(values: Array, target: Array, fmt: GroupFormat, within: Array, energ
     root = np.sqrt(energy)[:, None]
     weighted = goal * root
     for _ in range(_REFINEMENTS):  # least squares over the levels, in the norm of the whole group
-        reach = (chosen + within.T @ chosen) * root
+        reach = (chosen + _fed(chosen, within)) * root
         square = (reach * reach).sum(axis=0)
         again = half(np.divide((reach * weighted).sum(axis=0), square, out=scale.copy(), where=square > 0))
         moved, cost = _sweep(goal, again[None], fmt, within, energy)
@@ -155,6 +147,14 @@ def _search(values: Array, target: Array, fmt: GroupFormat, within: Array, energ
         scale, least = np.where(better, again, scale), np.where(better, cost[0], least)
         chosen = np.where(better, moved[:, 0], chosen)
     return scale, chosen, least
+
+
+def _fed(values: Array, within: Array) -> Array:
+    """Σ_i values_i · A_ij for each column j of the group, [G, n]; einsum, since BLAS has threads of its own."""
+    out = np.zeros_like(values)
+    for j in range(1, len(values)):
+        np.einsum("i,ic->c", within[:j, j], values[:j], out=out[j])
+    return out
 
 
 def _sweep(goal: Array, scales: Array, fmt: GroupFormat, within: Array, energy: Array) -> tuple[Array, Array]:
@@ -168,7 +168,7 @@ def _sweep(goal: Array, scales: Array, fmt: GroupFormat, within: Array, energy: 
     for j, column in enumerate(goal):
         wanted = np.broadcast_to(column, scales.shape).reshape(-1)
         if j:
-            wanted = wanted - within[:j, j] @ products[:j]
+            wanted = wanted - np.einsum("i,ic->c", within[:j, j], products[:j])
         level = np.multiply(wanted, inverse, out=levels[j])
         np.rint(level, out=level)
         np.clip(level, low, high, out=level)
