@@ -29,6 +29,7 @@ def quantize(
     source: Path, out: Path, kind: str, threads: int, importance: Mapping[str, np.ndarray] | None = None
 ) -> None:
     """A float GGUF file → one of FILE_TYPES, as `llama-quantize` does it. `importance`: float32 [inputs] by tensor."""
+    api.llama_log_set(_quiet, ctypes.c_void_p())
     options = api.llama_model_quantize_default_params()
     options.nthread, options.ftype = threads, FILE_TYPES[kind]
     keep = [(name.encode(), np.ascontiguousarray(values, np.float32)) for name, values in (importance or {}).items()]

@@ -59,6 +59,7 @@ class LLM:
         model: a checkpoint's directory, a converted directory, or a Hub id; None is the model of the package.
         quant: "q4", "q3", "q8", "none" or a scheme's full name; None is 4-bit (or what a converted directory holds).
         calibrate, calibration_data: methods that round weights by a text, and that text, as in compile.calibrate.
+        bits: instead of `quant`: bits per weight, spent matrix by matrix where they help most.
         device, arch: the platform and, where it has several, its instruction set; None picks the best.
         notify: called while something takes time, see compile.build.Notify.
         engine: fields of `config.EngineConfig`, such as max_model_len or kv_cache_memory.
@@ -75,6 +76,7 @@ class LLM:
         arch: str | None = None,
         calibrate: str | None = None,
         calibration_data: str | Path | None = None,
+        bits: float | None = None,
         notify: Notify = silent,
         **engine: Any,
     ) -> None:
@@ -88,6 +90,7 @@ class LLM:
             notify=notify,
             calibrate=calibrate,
             calibration_data=calibration_data,
+            bits=bits,
         )
         self.tokenizer = Tokenizer.from_directory(build.words)
         self.chat_template = ChatTemplate.from_directory(build.words, self.tokenizer.special_tokens)

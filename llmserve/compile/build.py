@@ -141,7 +141,7 @@ class Build:
     def scheme(self) -> schemes.Scheme:
         """How each matrix is stored; with a budget of bits, known after measuring what each needs."""
         assert self.bits is not None, "without a budget it is set at once"
-        formats = mixed.allocate(judging.sensitivities(self.subject, self.notify), self.bits)
+        formats = mixed.allocate(judging.sensitivities(self.subject, self.notify, self._calibration_data), self.bits)
         return schemes.mixed(f"mix{self.bits:g}", formats, self.platform.compute_dtype)
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..quant import group, scale_search
 from ..quant.group import GroupFormat
 from ..quant.report import Report
@@ -105,6 +106,10 @@ class Conversion:
             self.notes.append("The model is too large to be judged in passing; `llmserve convert` reports on quality.")
             return None
         text = self.evaluation or Text.evaluation()
-        report = judging.judge(self.subject, directory, plan, self.scheme, converted, text, tokens, self.notify)
+        try:
+            report = judging.judge(self.subject, directory, plan, self.scheme, converted, text, tokens, self.notify)
+        except CheckpointError as error:  # without a tokenizer there are weights all the same
+            self.notes.append(f"The result was not judged: {error}")
+            return None
         self.notes += [str(report) if self.report else f"Quality: {report.short}.", *report.warnings]
         return report

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CheckpointError
 from ..quant.mixed import Sensitivity
 from ..quant.report import Report
 from ..quant.scheme import SCHEMES, Scheme
@@ -64,8 +65,13 @@ def judge(
     tokens: int,
     notify: Notify,
 ) -> Report:
-    """The report on the params in `directory`, on so many tokens of the text."""
+    """The report on the params in `directory`, on so many tokens of the text.
+
+    Raises CheckpointError where the checkpoint has no tokenizer, or one that does not fit.
+    """
     ids, prefix = text.encode(subject.words)
+    if max(ids, default=0) >= subject.config.vocab_size:
+        raise CheckpointError(f"The tokenizer has ids up to {max(ids)} for {subject.config.vocab_size} embeddings.")
     length = min(quality.WINDOW, subject.config.max_position_embeddings)
     windows = quality.windows(ids, prefix, length, tokens)
     with skeleton(subject, windows.shape[1]) as layers:
@@ -90,38 +96,38 @@ def judge(
     )
 
 
-def sensitivities(subject: Subject, notify: Notify) -> list[Sensitivity]:
-    """How much each matrix suffers from fewer bits, on the text that weights are calibrated on.
+def sensitivities(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
+    """How much each matrix suffers from fewer bits, on the text that weights are calibrated on (`data`, or ours).
 
     Measured once for a checkpoint, whatever the budget, and kept in the cache.
     """
     causes = {
         "model": subject.label,
         **subject.causes,
-        "tokens": hashlib.sha256(chosen_sequences(subject).tobytes()).hexdigest()[:16],
+        "tokens": hashlib.sha256(chosen_sequences(subject, data).tobytes()).hexdigest()[:16],
         "sources": artifact.source_hash("quant", "weights", "models", "kernels", "compile"),
     }
 
     def make(directory: Path) -> None:
-        rows = [asdict(row) for row in measure(subject, notify)]
+        rows = [asdict(row) for row in measure(subject, notify, data)]
         (directory / _SENSITIVITY_FILE).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
     path = artifact.landed("sensitivity", causes) or artifact.obtain("sensitivity", causes, make)
     return [Sensitivity.read(row) for row in json.loads((path / _SENSITIVITY_FILE).read_text("utf-8"))]
 
 
-def measure(subject: Subject, notify: Notify) -> list[Sensitivity]:
+def measure(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
     """The same without the cache."""
-    ids = chosen_sequences(subject)
+    ids = chosen_sequences(subject, data)
     weights = quality.Unquantized(subject.source, subject.plan(SCHEMES["f32"]))
     with skeleton(subject, ids.shape[1]) as layers:
         return sensitivity.measure(layers, weights, ids, 1, lambda detail, done: notify("sensitivity", detail, done))
 
 
-def chosen_sequences(subject: Subject) -> npt.NDArray[np.int64]:
+def chosen_sequences(subject: Subject, data: Path | None = None) -> npt.NDArray[np.int64]:
     """As many sequences [S, L] of the calibration text as the model's size allows."""
     config = subject.config
-    ids = calibration_data.read(None, subject.words, config.vocab_size, config.max_position_embeddings).ids
+    ids = calibration_data.read(data, subject.words, config.vocab_size, config.max_position_embeddings).ids
     least, most = _SENSITIVITY_TOKENS
     # A variant runs through half of the layers on average.
     cost = subject.plan(SCHEMES["f32"]).parameters * (sensitivity.MAX_VARIANTS / 2 + 2)

@@ -26,6 +26,8 @@ _ERROR_TOKENS = 1024
 _LOGITS = 1 << 25  # float32 values of logits that are in memory at a time
 _PREDICTIONS = 1 << 26  # logits over all positions that a variant is judged by; large vocabularies get fewer positions
 
+_TABLE_ROWS = 1 << 13  # of embedding and head, in float32 at a time
+
 Rounder = Callable[[Array, GroupFormat], Array]
 """What becomes of a matrix [n, k] that is stored in a format, in float32."""
 
@@ -44,16 +46,10 @@ class _Variant:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     x: Array | None = None
 
-    def note(self, name: str, weight: Array, rounded: dict[str, Array], x: Array | None) -> None:
-        """`x`: inputs to measure with; None measures the weights themselves."""
-        base = weight if x is None else x @ weight.T
-        size = float(np.square(base, dtype=np.float64).sum()) or 1.0
+    def note(self, name: str, shape: tuple[int, ...], errors: dict[str, float]) -> None:
+        n, k = shape
         self.members.append(name)
-        self.shapes[name] = weight.shape  # type: ignore[assignment]
-        self.errors[name] = {}
-        for fmt, other in rounded.items():
-            off = other - weight if x is None else x @ (other - weight).T
-            self.errors[name][fmt] = float(np.square(off, dtype=np.float64).sum()) / size
+        self.shapes[name], self.errors[name] = (n, k), errors
 
     def shared(self, harm: float) -> list[Sensitivity]:
         """The members, with `harm` nats, which is what all do in the smallest format, shared out."""
@@ -80,13 +76,11 @@ def measure(
     x = embed(weights, ids)
     sample = max(1, _ERROR_TOKENS // length) * length
     variants: list[_Variant] = []
-    embedding = "model.embed_tokens"
-    table = weights.tensor(f"{embedding}.weight")
-    rounded = {fmt.name: rounder(table, fmt) for fmt in CHOICES}
-    first = _Variant(x=rounded[CHOICES[0].name][ids.reshape(-1)])
-    first.note(embedding, table, rounded, None)
+    embedding, rows = "model.embed_tokens", _Rounded(weights, rounder)
+    first = _Variant(x=embed(rows, ids))
+    first.note(embedding, (skeleton.vocab_size, x.shape[1]), _table_errors(weights, rounder, embedding, skeleton))
     variants.append(first)
-    heads: dict[int, Array] = {0: rounded[CHOICES[0].name]} if skeleton.head == embedding else {}
+    heads: dict[int, Weights] = {0: rows} if skeleton.head == embedding else {}
     open_: dict[str, _Variant] = {}
     for i, program in skeleton.layers():
         progress(f"layer {i + 1} of {depth}", i / (depth + 1))
@@ -103,23 +97,55 @@ def measure(
         for m, name in enumerate(kinds):
             weight, variant = layer[f"{name}.weight"], open_[name]
             rounded = {fmt.name: rounder(weight, fmt) for fmt in CHOICES}
-            variant.note(f"model.layers.{i}.{name}", weight, rounded, np.concatenate([tape[m] for tape in tapes]))
+            inputs = np.concatenate([tape[m] for tape in tapes])
+            size = _energy(inputs @ weight.T) or 1.0
+            errors = {fmt: _energy(inputs @ (other - weight).T) / size for fmt, other in rounded.items()}
+            variant.note(f"model.layers.{i}.{name}", weight.shape, errors)
             skeleton.set_layer(i, weights, {f"{name}.weight": rounded[CHOICES[0].name]})
             variant.x = through(program, _states(variant), length, program.output)
             if len(variant.members) == 1:
                 variants.append(variant)
         x = following
     if skeleton.head != embedding:
-        table = weights.tensor(f"{skeleton.head}.weight")
-        rounded = {fmt.name: rounder(table, fmt) for fmt in CHOICES}
         last = _Variant(x=x)
-        last.note(skeleton.head, table, rounded, None)
-        heads[len(variants)] = rounded[CHOICES[0].name]
+        last.note(
+            skeleton.head, (skeleton.vocab_size, x.shape[1]), _table_errors(weights, rounder, skeleton.head, skeleton)
+        )
+        heads[len(variants)] = rows
         variants.append(last)
     harm = _divergences(skeleton, weights, x, [_states(v) for v in variants], heads, ids, prefix, progress)
-    rows = {row.name: row for variant, nats in zip(variants, harm, strict=True) for row in variant.shared(nats)}
+    found = {row.name: row for variant, nats in zip(variants, harm, strict=True) for row in variant.shared(nats)}
     names = [embedding, *(f"model.layers.{i}.{name}" for i, p in skeleton.layers() for name in p.matrices())]
-    return [rows[name] for name in names + ([skeleton.head] if skeleton.head != embedding else [])]
+    return [found[name] for name in names + ([skeleton.head] if skeleton.head != embedding else [])]
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Weights whose matrices are rounded to the smallest format when rows of them are asked for."""
+
+    weights: Weights
+    rounder: Rounder
+
+    def tensor(self, name: str) -> Array:
+        return self.weights.tensor(name)
+
+    def rows(self, name: str, rows: Any) -> Array:
+        return self.rounder(self.weights.rows(name, rows), CHOICES[0])
+
+
+def _table_errors(weights: Weights, rounder: Rounder, name: str, skeleton: Skeleton) -> dict[str, float]:
+    """Squared relative errors of embedding or head by format, of the weights themselves."""
+    size, off = 0.0, dict.fromkeys((fmt.name for fmt in CHOICES), 0.0)
+    for at in range(0, skeleton.vocab_size, _TABLE_ROWS):
+        rows = weights.rows(f"{name}.weight", slice(at, at + _TABLE_ROWS))
+        size += _energy(rows)
+        for fmt in CHOICES:
+            off[fmt.name] += _energy(rounder(rows, fmt) - rows)
+    return {fmt: error / (size or 1.0) for fmt, error in off.items()}
+
+
+def _energy(values: Array) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
 
 
 def _layers_together(depth: int, kinds: int) -> int:
@@ -136,14 +162,14 @@ def _divergences(
     weights: Weights,
     reference: Array,
     states: Sequence[Array],
-    heads: dict[int, Array],
+    heads: dict[int, Weights],
     ids: npt.NDArray[np.int64],
     prefix: int,
     progress: Progress,
 ) -> list[float]:
     """Mean KL divergence of each variant from the unquantized model, from the last layer's outputs.
 
-    `heads`: matrices to use instead of the model's own, by the variant's number."""
+    `heads`: where to take the head from instead of the model, by the variant's number."""
     program, length = skeleton.programs[skeleton.windows[-1]], ids.shape[1]
     wanted, _ = positions(ids, prefix)
     wanted = wanted[:: max(1, len(wanted) * skeleton.vocab_size // _PREDICTIONS)]
@@ -161,8 +187,7 @@ def _divergences(
         if not np.isfinite(log_p).all():
             raise CheckpointError("The unquantized model's outputs hold NaN or infinity, so it cannot be measured.")
         for v, x in enumerate(others):
-            rows = x[at : at + step]
-            out: Any = rows @ heads[v].T if v in heads else logits(weights, skeleton, rows)
+            out = logits(heads.get(v, weights), skeleton, x[at : at + step])
             sums[v] += divergence(log_p, log_softmax(out)).sum()
     progress("done", 1.0)
     return [float(total) / len(wanted) for total in sums]

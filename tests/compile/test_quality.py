@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,24 @@ def test_what_is_no_number_is_said(checkpoint: Checkpoints, text: Path, tmp_path
     assert json.dumps(report.json, allow_nan=False) and "could not be judged" in report.warnings[0]
 
 
+@pytest.mark.parametrize("damage", ["gone", "larger"])
+def test_without_words_there_are_weights_all_the_same(
+    damage: str, checkpoint: Checkpoints, text: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    if damage == "gone":
+        (model / "tokenizer.json").unlink()
+    else:
+        tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
+        tokenizer["model"]["vocab"]["e"] = 100_000
+        (model / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    build = Build(str(model), quant="q4", report=True, evaluation_data=text)
+    build.export_weights(tmp_path / "out")
+    assert (tmp_path / "out" / PARAMS_FILE).exists() and "report" not in artifact.results_of(tmp_path / "out")
+    words = {"gone": "tokenizer.json", "larger": "ids up to 100000 for 512 embeddings"}[damage]
+    assert any(note.startswith("The result was not judged: ") and words in note for note in build.notes)
+
+
 def test_what_is_not_rounded_is_not_judged(checkpoint: Checkpoints, text: Path, tmp_path: Path) -> None:
     Build(str(checkpoint("llama")), quant="none", report=True, evaluation_data=text).export_weights(tmp_path / "out")
     assert "report" not in artifact.results_of(tmp_path / "out")
@@ -236,6 +255,18 @@ def test_a_budget_is_met_and_the_directory_serves(
     assert LLM(tmp_path / "out", kv_cache_memory="16MiB").logits([1, 2, 3]).shape[0] == 3
     with pytest.raises(UnsupportedError, match="so its bits are spent"):
         Build(str(tmp_path / "out"), bits=4.0)
+
+
+def test_a_budget_goes_with_calibration(measured: list, checkpoint: Checkpoints, text: Path, tmp_path: Path) -> None:
+    """The budget says which format each matrix gets, calibration how it is rounded; the latter shows in the figures."""
+    found = {}
+    for methods in (None, "search"):
+        build = Build(str(checkpoint("llama")), bits=4.0, calibrate=methods, report=True, evaluation_data=text)
+        build.export_weights(out := tmp_path / str(methods))
+        assert {row.name: build.scheme.storage_of(row.name) for row in measured} == allocate(measured, 4.0)
+        found[methods] = Report.read(artifact.results_of(out)["report"])
+    assert found["search"].nbytes == pytest.approx(found[None].nbytes, abs=256)  # the header names the scheme alike
+    assert found["search"].figures["kl"] < found[None].figures["kl"]
 
 
 def test_budgets_that_cannot_be(checkpoint: Checkpoints) -> None:
