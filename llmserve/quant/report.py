@@ -158,7 +158,7 @@ class Report:
             )
         if not found:
             return []
-        return [f"This conversion has lost much: {'; '.join(found)}. More bits would keep more."]
+        return [f"This conversion has lost much: {'; '.join(found)}. More bits, or calibration, would keep more."]
 
     @property
     def short(self) -> str:
