@@ -12,24 +12,28 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tvm_ffi
 from bandwidth import fastest, read_bandwidth
 from checkpoints import SHAPES, random_checkpoint
+from samples import Figures, Job, Patience
 
 from llmserve.bench.engine import EngineBench
-from llmserve.bench.host import Bystanders, cores, load_average, prepare, provenance
+from llmserve.bench.host import cores, load_average, prepare, provenance
 from llmserve.bench.plan import CONTEXT
 from llmserve.engine import SamplingParams
 
+T = TypeVar("T")
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
 REPLAYS = 15
 PROMPT = 128
@@ -229,10 +233,28 @@ def float_peak(threads: int) -> float:
     return 2 * 1536**3 / fastest(lambda: a @ a, 1.0)
 
 
-def report(model: str, label: str, quant: str, threads: int) -> str:
+class Watch:
+    """Takes each measurement again until nobody disturbs it, as long as patience lasts; notes whether that was so."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self.undisturbed = True
+
+    def __call__(self, measure: Callable[[], T]) -> T:
+        results: list[T] = []
+
+        def ask() -> Figures:
+            results.append(measure())
+            return {}
+
+        self.undisturbed &= self._patience.sample(Job("cost", ask, ("self",)))[-1].undisturbed
+        return results[-1]
+
+
+def report(model: str, label: str, quant: str, threads: int, watch: Watch) -> str:
     """The tables, with what they were measured on above them."""
-    found, others = provenance(threads), Bystanders()
-    bandwidth, peak = read_bandwidth(threads), float_peak(threads)
+    found = provenance(threads)
+    bandwidth, peak = watch(lambda: read_bandwidth(threads)), watch(lambda: float_peak(threads))
     bench = EngineBench(model, quant=quant, threads=threads)
     compiled = bench.llm.compiled
     traces = [
@@ -243,17 +265,18 @@ def report(model: str, label: str, quant: str, threads: int) -> str:
     parts = []
     for title, make, arguments, batch in traces:
         trace: Trace = make(*arguments)
-        kernels, step = trace.seconds()
+        kernels, step = watch(trace.seconds)
         lines = summed(trace.calls, kernels)
         parts.append(f"#### {title}: {step * 1e3:.2f} ms for the whole compiled step\n\n{table(lines, bandwidth)}")
         if batch:
-            extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in sampling(bench, batch))
+            beside = watch(partial(sampling, bench, batch))
+            extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in beside)
             parts.append(f"Outside of the step: {'; '.join(extra)}.")
+    state = "nobody else used the machine meanwhile" if watch.undisturbed else "OTHERS USED THE MACHINE MEANWHILE"
     head = (
         f"{label}, {compiled.scheme} on {compiled.platform}, {threads} threads, {found['machine']}, {found['date']}. "
         f"Read bandwidth {bandwidth / 1e9:.1f} GB/s, numpy's float32 product {peak / 1e9:.0f} GFLOP/s, same threads. "
-        f"Load average {found['load_average_before']:.2f} before and {load_average():.2f} after; others used "
-        f"{others.cores() or 0.0:.2f} cores meanwhile."
+        f"Load average {found['load_average_before']:.2f} before and {load_average():.2f} after; {state}."
     )
     return "\n\n".join([head, *parts])
 
@@ -272,14 +295,20 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-1b")
     parser.add_argument("--quant", default="q4")
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--write", type=Path, help="a document with the markers, whose table is replaced")
+    parser.add_argument("--patience", type=float, default=60, help="seconds to wait in all for a quiet machine")
+    parser.add_argument("--write", type=Path, help="a document with the markers, whose tables are replaced")
     args = parser.parse_args()
     # Before TVM's pool or BLAS starts.
     os.environ["TVM_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
     checkpoint = random_checkpoint(args.shape)
     prepare(str(checkpoint), quant=args.quant)
-    text = report(str(checkpoint), f"Random {args.shape}", args.quant, args.threads)
+    watch = Watch(Patience(args.patience))
+    text = report(str(checkpoint), f"Random {args.shape}", args.quant, args.threads, watch)
     print(text)
+    if args.write and not watch.undisturbed:
+        sys.exit(
+            f"Others used the machine meanwhile, so {args.write} stays as it is; try again, or with more --patience."
+        )
     if args.write:
         args.write.write_text(written(text, args.write.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -8,7 +8,9 @@ from typing import Any
 import cost
 import numpy as np
 import pytest
+import samples
 from cost import BEGIN, END, Call, Line, Trace, Work, described, summed, table, written
+from samples import Patience
 
 from llmserve.bench.engine import EngineBench
 from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
@@ -85,3 +87,19 @@ def test_a_documents_table_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert written("new", document) == f"before\n\n{BEGIN}\nnew\n{END}\n\nafter\n"
     with pytest.raises(ValueError, match="no <!-- cost -->"):
         written("new", "nothing here")
+
+
+def test_what_was_disturbed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crowd:
+        def __init__(self, *pids: int | str) -> None: ...
+
+        def cores(self) -> float:
+            return 1e9  # so many that the shortest sample has to notice
+
+    assert cost.Watch(Patience(0))(lambda: 7) == 7
+    monkeypatch.setattr(samples, "Bystanders", Crowd)
+    watch = cost.Watch(Patience(0))
+    assert watch(lambda: 7) == 7
+    monkeypatch.undo()
+    watch(lambda: 8)
+    assert not watch.undisturbed, "one measurement in company is enough"
