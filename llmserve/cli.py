@@ -64,7 +64,7 @@ Calibrate = Annotated[
     typer.Option(
         metavar="[METHODS]",
         help="Round 3- and 4-bit weights by what a text makes of them, which takes minutes. Alone: the best there is; "
-        "or search, gptq, none (several with commas).  [default: none]",
+        "or search, awq, gptq, none (several with commas).  [default: none]",
         show_default=False,
     ),
 ]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, ConfigError
-from ..quant import gptq, scale_search
+from ..quant import awq, gptq, scale_search
 from ..quant.group import GroupFormat, as_float32, dequantize
 from ..quant.scheme import Scheme
 from ..toolchain import tvm_version
@@ -37,8 +38,10 @@ Notify = Callable[[str, str, float | None], None]
 
 METHODS: Mapping[str, str] = {
     "search": "scales by search",
-    "gptq": "rounding that makes up for errors (implies search)",
+    "awq": "channels scaled by what they carry",
+    "gptq": "rounding that makes up for errors",
 }
+"""All of them search for scales; "search" by itself takes no text."""
 DEFAULT = ("gptq",)
 MAX_BITS = 4
 """With more, rounding to nearest costs nothing that could be measured."""
@@ -60,7 +63,7 @@ def parse(text: str | None) -> tuple[str, ...]:
             raise ConfigError(
                 f"There is no calibration {word!r}; there are {', '.join(METHODS)} (several with commas), and none."
             )
-    return tuple(name for name in METHODS if name in words)
+    return tuple(name for name in METHODS if name in words and (name != "search" or len(set(words)) == 1))
 
 
 def is_rounded(scheme: Scheme) -> bool:
@@ -115,13 +118,16 @@ class Calibrator:
         if not tied:
             self._part("head", (layers + 1) / (layers + 2), self._head)
         self.notify("calibrate", "done", 1.0)
+        self._states = None
+        self._programs.clear()
         if self._dead:
             self.notes.append(f"{self._dead} inputs of matrices were 0 in all of the calibration text.")
         if self._damped:
             self.notes.append(
                 f"Damped more than usual, for want of variety in the calibration text: {', '.join(self._damped)}."
             )
-        return self._made
+        made, self._made = self._made, {}
+        return made
 
     def discard(self) -> None:
         """Removes the parts, once the weights that they went into have landed."""
@@ -142,21 +148,21 @@ class Calibrator:
     # --- the parts
 
     def _embedding(self, directory: Path) -> None:
-        param, factored = self._params[f"{_EMBEDDING}.weight"], None
-        if self.config.tie_word_embeddings and isinstance(param.storage, GroupFormat):
-            factored = self._factor(self._tied_moments(), param.storage, _EMBEDDING)
-        self._write_rows(directory, param, factored)
+        param, inputs = self._params[f"{_EMBEDDING}.weight"], None
+        if self.config.tie_word_embeddings and isinstance(param.storage, GroupFormat) and "gptq" in self.methods:
+            inputs = _Inputs(None, self._factor(self._tied_moments(), param.storage, _EMBEDDING))
+        self._write_rows(directory, param, inputs)
 
     def _head(self, directory: Path) -> None:
-        param, factored = self._params[f"{_HEAD}.weight"], None
-        if isinstance(param.storage, GroupFormat):
+        param, inputs = self._params[f"{_HEAD}.weight"], None
+        if isinstance(param.storage, GroupFormat) and "gptq" in self.methods:
             last = self.config.num_layers
             program = self._set(last - 1, self._stored_layer(last - 1))
             moments = _Moments()
             for rows in self._calls(self._advance(last)):
                 moments.add(program.normed(rows))
-            factored = self._factor(moments.total, param.storage, _HEAD)
-        self._write_rows(directory, param, factored)
+            inputs = _Inputs(None, self._factor(moments.total, param.storage, _HEAD))
+        self._write_rows(directory, param, inputs)
 
     def _round(self, layer: int, directory: Path) -> None:
         """A layer's own parameters, as the plan stores them."""
@@ -168,34 +174,59 @@ class Calibrator:
         for rows in self._calls(states):
             for total, inputs in zip(moments.values(), program.inputs(rows, self._length), strict=True):
                 total.add(inputs)
-        params = [param for name, param in self._params.items() if name.startswith(prefix)]
-        with SafetensorsWriter(directory / PARAMS_FILE, [spec for p in params for spec in p.outputs]) as writer:
-            for param in params:
-                name = param.name.removeprefix(prefix)
-                factored = None
-                if isinstance(param.storage, GroupFormat):
-                    matrix = name.removesuffix(".weight")
-                    factored = self._factor(moments.pop(matrix).total, param.storage, prefix + matrix)
-                outputs = self._stored(param, weights.pop(name), factored)
-                for spec, array in zip(param.outputs, outputs, strict=True):
+        params = {name.removeprefix(prefix): p for name, p in self._params.items() if name.startswith(prefix)}
+        rounded: dict[str, _Inputs] = {}
+        for name, total in moments.items():
+            if isinstance(fmt := params[f"{name}.weight"].storage, GroupFormat):
+                factored = self._factor(total.total, fmt, prefix + name) if "gptq" in self.methods else None
+                rounded[name] = _Inputs(total.total if self._keeps_moments else None, factored)
+        moments.clear()
+        if "awq" in self.methods:
+            self._fold(params, weights, rounded)
+        with SafetensorsWriter(
+            directory / PARAMS_FILE, [spec for p in params.values() for spec in p.outputs]
+        ) as writer:
+            for name, param in params.items():
+                stored = self._stored(param, weights.pop(name), rounded.pop(name.removesuffix(".weight"), None))
+                for spec, array in zip(param.outputs, stored, strict=True):
                     writer.write(spec.name, array)
 
-    def _stored(self, param: ParamPlan, rows: Array, factored: gptq.Factor | None) -> tuple[Array, ...]:
+    def _fold(
+        self, params: Mapping[str, ParamPlan], weights: dict[str, Array], rounded: MutableMapping[str, _Inputs]
+    ) -> None:
+        """Scales the channels of a layer, in `weights` and in what is known of its matrices' inputs."""
+        c = self.config
+        for fold in awq.folds(c.num_heads, c.num_kv_heads, c.head_dim, c.hidden_size, c.intermediate_size):
+            inputs, fmt = rounded.get(fold.consumer), params[f"{fold.consumer}.weight"].storage
+            if inputs is None or inputs.moments is None or not isinstance(fmt, GroupFormat):
+                continue
+            scales, _ = awq.choose(fold, weights[f"{fold.consumer}.weight"], inputs.moments, fmt, inputs.factored)
+            awq.apply(fold, scales, weights)
+            factored = awq.scaled(inputs.factored, scales) if inputs.factored else None
+            rounded[fold.consumer] = _Inputs(awq.moments(scales, inputs.moments), factored)
+
+    @property
+    def _keeps_moments(self) -> bool:
+        """Whether they are needed after they were factored."""
+        return self.methods != ("gptq",)
+
+    def _stored(self, param: ParamPlan, rows: Array, inputs: _Inputs | None) -> tuple[Array, ...]:
         """Float rows as the parameter's outputs."""
         if not isinstance(param.storage, GroupFormat):
             return (rows.astype(param.outputs[0].dtype),)
         try:
-            if factored is None or "gptq" not in self.methods:
-                return scale_search.quantize(rows, param.storage)
-            return gptq.quantize(rows, param.storage, factored, self._threads)[:2]
+            if inputs and inputs.factored:
+                return gptq.quantize(rows, param.storage, inputs.factored, self._threads)[:2]
+            importance = None if inputs is None or inputs.moments is None else np.diagonal(inputs.moments).copy()
+            return scale_search.quantize(rows, param.storage, importance)
         except CheckpointError as error:
             raise CheckpointError(f"{param.name}: {error}") from error
 
-    def _write_rows(self, directory: Path, param: ParamPlan, factored: gptq.Factor | None) -> None:
+    def _write_rows(self, directory: Path, param: ParamPlan, inputs: _Inputs | None) -> None:
         """A matrix too large to be held in float32, block by block."""
         with SafetensorsWriter(directory / PARAMS_FILE, param.outputs) as writer:
             for first, rows in read_floats(self.subject.source, param):
-                outputs = self._stored(param, rows, factored)
+                outputs = self._stored(param, rows, inputs)
                 for spec, array in zip(param.outputs, outputs, strict=True):
                     writer.write(spec.name, array, first)
 
@@ -309,6 +340,14 @@ class Calibrator:
 
     def _read(self, param: ParamPlan) -> npt.NDArray[np.float32]:
         return np.concatenate([rows for _, rows in read_floats(self.subject.source, param)]).reshape(param.shape)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known of a matrix's inputs: their second moments [K, K], and these factored."""
+
+    moments: npt.NDArray[np.float32] | None
+    factored: gptq.Factor | None
 
 
 class _Moments:

@@ -20,6 +20,7 @@ from llmserve.compile.build import Build
 from llmserve.compile.layerwise import LayerProgram
 from llmserve.errors import CheckpointError, ConfigError, UnsupportedError
 from llmserve.models.base import families
+from llmserve.quant import awq
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
 from llmserve.weights.load import PARAMS_FILE, load_params
 from llmserve.weights.read import SINGLE, Checkpoint
@@ -55,7 +56,16 @@ def test_a_layer_by_itself_is_the_layer_of_the_model(family: str, checkpoint: Ma
         programs[window].set_weights(own, params["model.norm.weight"])
         inputs = programs[window].inputs(states, 60)
         assert [i.shape[1] for i in inputs] == [m.in_features for m in programs[window].matrices().values()]
-        states = programs[window].output(states, 60)
+        before, states = states, programs[window].output(states, 60)
+    # What is folded for AWQ leaves the layer what it was, up to float32's rounding of its weights.
+    rng = np.random.default_rng(1)
+    for fold in awq.folds(
+        config.num_heads, config.num_kv_heads, config.head_dim, config.hidden_size, config.intermediate_size
+    ):
+        awq.apply(fold, np.exp(rng.standard_normal(int(fold.rows.max()) + 1)).astype(np.float32)[fold.rows], own)
+    program = programs[config.window[-1]]
+    program.set_weights(own, params["model.norm.weight"])
+    np.testing.assert_allclose(program.output(before, 60), states, atol=1e-4 * np.abs(states).max())
     head = params["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
     logits = (programs[config.window[-1]].normed(states) @ head.T).reshape(2, 60, -1)
     for row, expected in zip(ids, logits, strict=True):
@@ -63,10 +73,12 @@ def test_a_layer_by_itself_is_the_layer_of_the_model(family: str, checkpoint: Ma
         np.testing.assert_allclose(llm.logits(row.tolist()), expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("quant", ["q4", "q3"])
+@pytest.mark.parametrize(
+    ("quant", "methods"), [("q4", "default"), ("q3", "default"), ("q3", "awq,gptq"), ("q4", "awq")]
+)
 @pytest.mark.parametrize("family", families())
 def test_every_family_is_nearer_to_its_float_self(
-    family: str, quant: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+    family: str, quant: str, methods: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a text that calibration has not seen, the hidden states of the calibrated weights are nearer to those of the
     unquantized ones than those of weights rounded to nearest."""
@@ -80,7 +92,7 @@ def test_every_family_is_nearer_to_its_float_self(
         return oracle.hidden(calibration_data.Tokenizer.from_directory(directory).encode(text)[:40])
 
     exact = states("f32", None)
-    nearest, calibrated = (np.square(states(quant, methods) - exact).mean() for methods in (None, "default"))
+    nearest, calibrated = (np.square(states(quant, by) - exact).mean() for by in (None, methods))
     assert calibrated < 0.8 * nearest
 
 
@@ -215,8 +227,8 @@ def test_what_is_quantized_already_is_refused(checkpoint: Make, tmp_path: Path) 
 def test_names_of_methods() -> None:
     assert calibrate.parse(None) == calibrate.parse("none") == ()
     assert calibrate.parse("default") == calibrate.DEFAULT
-    assert calibrate.parse("gptq, search") == ("search", "gptq")
-    with pytest.raises(ConfigError, match="no calibration 'gpqt'; there are search, gptq"):
+    assert calibrate.parse("gptq, search") == ("gptq",) and calibrate.parse("gptq,awq") == ("awq", "gptq")
+    with pytest.raises(ConfigError, match="no calibration 'gpqt'; there are search, awq, gptq"):
         calibrate.parse("gpqt")
     assert calibrate.is_methods("gpqt") and calibrate.is_methods("none") and not calibrate.is_methods("Qwen/Qwen3-0.6B")
     assert not calibrate.is_methods("") and not calibrate.is_methods("--quant")
