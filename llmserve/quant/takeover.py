@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
-from .group import INT3, INT3_X40, INT4, INT8, GroupFormat, pack
+from .group import INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat, pack
 
 Array = npt.NDArray[Any]
 
 # Each holds, of the grids that fit groups of 32, all that the ones before it hold; so of two that meet in one matrix
 # the later one is right for both. INT3_X40 has groups of its own.
-_ORDER = (INT3, INT4, INT8)
+_ORDER = (INT3, INT4, INT4_ZERO, INT8)
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,15 @@ def test_groups_go_their_own_ways(seed: int, data: st.DataObject) -> None:
 
 def test_which_format_suits() -> None:
     assert narrowest(4, np.array([[8, 7, 8]])) is INT4
-    assert narrowest(4, np.array([[8, 5]])) is INT8
+    assert narrowest(4, np.array([[8, 5]])) is INT4_ZERO
+    assert narrowest(5, np.array([[16]])) is INT8
     assert narrowest(3, np.array([[4]])) is INT3 and narrowest(3, np.array([[0, 7]])) is INT4
     assert narrowest(8, np.array([[128]])) is INT8 and narrowest(8, np.array([[128, 3]])) is None
     assert narrowest(3, np.array([[3]]), 40) is INT3_X40 and narrowest(4, np.array([[8]]), 40) is None
-    assert widest([INT3, INT8, INT4]) is INT8 and widest([INT3_X40]) is INT3_X40
+    assert widest([INT3, INT8, INT4_ZERO]) is INT8 and widest([INT4, INT4_ZERO]) is INT4_ZERO
+    assert widest([INT3_X40]) is INT3_X40
     assert widest([INT3_X40, INT4]) is None
     assert holders(INT3)[0] is INT3 and INT8 in holders(INT4) and holders(INT3_X40) == (INT3_X40,)
+    assert holders(INT4_ZERO) == (INT4_ZERO, INT8)
     for fmt in (INT3, INT4):
         assert all(holds(other, fmt.bits, np.array([fmt.max_int])) for other in holders(fmt))

@@ -93,14 +93,13 @@ def test_the_weights_of_a_file_are_read(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_grid_is_taken_over_without_loss(tmp_path: Path, case: str) -> None:
     pack, settings, storage = CASES[case]
-    storage = storage if storage in FORMATS else "int8"  # which holds it too
     weights = single(tmp_path, pack, settings)
     source = open_source(tmp_path)
     packed = source.packed("w.weight")
     assert packed is not None and packed.exact and packed.format.name == storage
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size - 1000 < packed.nbytes < size
-    for fmt in holders(FORMATS[storage]):
+    for fmt in holders(packed.format):
         stored = source.read_grid("w.weight", 0, len(W)).store(fmt)
         np.testing.assert_array_equal(dequantize(*stored[:2], fmt, W.shape[1], *stored[2:]), weights)
 
