@@ -1,6 +1,6 @@
 """Makes the text that weights are calibrated on: conversations of demo/'s families, and llmserve's own prose and code.
 
-    python -m demo.calibration --out llmserve/data/calibration.jsonl
+    python -m demo.calibration --out llmserve/data/text/calibration.jsonl
 
 Nothing in it is anybody else's, and nothing of it is in an examination: conversations are of keys that are trained on,
 from a seed of their own, and running text there is the standard library's.
@@ -46,7 +46,7 @@ def pieces(count: int, seed: str) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "llmserve" / "data" / "calibration.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "llmserve" / "data" / "text" / "calibration.jsonl")
     parser.add_argument("--seed", default="calibration")
     arguments = parser.parse_args()
     rows = [*conversations(CONVERSATIONS, arguments.seed), *pieces(PIECES, arguments.seed)]

@@ -112,19 +112,20 @@ class Calibrator:
         self._params = {param.name: param for param in plan.params}
         check_shapes(self.subject.source, plan)
         layers, tied = self.config.num_layers, self.config.tie_word_embeddings
-        self._part("embedding", 0.0, self._embedding)
+        found = [self._part("embedding", 0.0, self._embedding)]
         for layer in range(layers):
-            self._part(f"layer {layer + 1} of {layers}", (layer + 1) / (layers + 2), partial(self._round, layer))
+            place = (layer + 1) / (layers + 2)
+            found.append(self._part(f"layer {layer + 1} of {layers}", place, partial(self._round, layer)))
         if not tied:
-            self._part("head", (layers + 1) / (layers + 2), self._head)
+            found.append(self._part("head", (layers + 1) / (layers + 2), self._head))
         self.notify("calibrate", "done", 1.0)
         self._states = None
         self._programs.clear()
-        if self._dead:
-            self.notes.append(f"{self._dead} inputs of matrices were 0 in all of the calibration text.")
-        if self._damped:
+        if dead := sum(part["dead"] for part in found):
+            self.notes.append(f"{dead} inputs of matrices were 0 in all of the calibration text.")
+        if damped := [name for part in found for name in part["damped"]]:
             self.notes.append(
-                f"Damped more than usual, for want of variety in the calibration text: {', '.join(self._damped)}."
+                f"Damped more than usual, for want of variety in the calibration text: {', '.join(damped)}."
             )
         made, self._made = self._made, {}
         return made
@@ -134,16 +135,19 @@ class Calibrator:
         for path in self._parts:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _part(self, name: str, fraction: float, make: Callable[[Path], None]) -> None:
-        """Takes a part from the cache or makes it."""
+    def _part(self, name: str, fraction: float, make: Callable[[Path], None]) -> dict[str, Any]:
+        """Takes a part from the cache or makes it; returns what was found out about it."""
 
-        def announced(directory: Path) -> None:
+        def announced(directory: Path) -> dict[str, Any]:
             self.notify("calibrate", name, fraction)
+            self._damped, self._dead = [], 0
             make(directory)
+            return {"damped": self._damped, "dead": self._dead}
 
         path = artifact.obtain("calibration", {**self.causes, "part": name}, announced)
         self._parts.append(path)
         self._made |= load_params(path)
+        return artifact.results_of(path)
 
     # --- the parts
 

@@ -20,7 +20,7 @@ from ..errors import CheckpointError, ConfigError, RequestError
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 
-PACKAGED = Path(__file__).parents[1] / "data" / "calibration.jsonl"
+PACKAGED = Path(__file__).parents[1] / "data" / "text" / "calibration.jsonl"
 LENGTH = 512
 TOKENS = 16_384
 MIN_TOKENS = 2_048

@@ -234,8 +234,39 @@ def test_names_of_methods() -> None:
     assert not calibrate.is_methods("") and not calibrate.is_methods("--quant")
 
 
-def test_the_packaged_text_is_long_enough_and_is_what_its_program_writes() -> None:
+def test_the_packaged_text_is_long_enough_and_apart_from_what_is_judged_on() -> None:
+    """No line of the evaluation's text that says anything is among what weights are calibrated with."""
     rows = [json.loads(line) for line in calibration_data.PACKAGED.read_text("utf-8").splitlines()]
     assert {"text", "messages"} <= {key for row in rows for key in row}
-    tokens = calibration_data.read(None, Build(None).directory, 2048, 1024)
-    assert tokens.ids.shape == (32, 512)
+    assert calibration_data.read(None, Build(None).directory, 2048, 1024).ids.shape == (32, 512)
+    seen = {line.strip() for row in rows for line in str(row.get("text", "")).splitlines()}
+    judged = calibration_data.PACKAGED.with_name("evaluation.txt").read_text("utf-8").splitlines()
+    assert not [line for line in judged if len(line.strip()) > 30 and line.strip() in seen]
+
+
+def test_inputs_that_are_dead_are_told_of_also_after_an_interruption(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel whose norm weight is 0 is dead for gate and up; the note is in what had landed before the kill."""
+    few(monkeypatch)
+    source = Checkpoint.open(checkpoint("llama"))
+    for file in checkpoint("llama").iterdir():
+        if file.name != SINGLE:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in source.tensors.values()]
+    with SafetensorsWriter(tmp_path / SINGLE, specs) as writer:
+        for spec in specs:
+            array = source.read(spec.name)
+            if spec.name == "model.layers.0.post_attention_layernorm.weight":
+                array[[5, 70]] = 0
+            writer.write(spec.name, array)
+
+    def stop(step: str, detail: str, fraction: float | None) -> None:
+        if detail == "layer 2 of 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Build(str(tmp_path), quant="q4", calibrate="gptq", notify=stop).weights()
+    build = Build(str(tmp_path), quant="q4", calibrate="gptq")
+    build.weights()
+    assert "2 inputs of matrices were 0 in all of the calibration text." in build.notes
