@@ -60,8 +60,7 @@ def scratch(shape: int | tuple[Any, ...], dtype: str = "float32") -> Any:
 def vec(buffer: Any, *index: Any, lanes: int, stride: int = 1) -> Any:
     """`lanes` consecutive (or strided) elements along the last axis."""
     *lead, last = index
-    at = (*lead, T.ramp(last, stride, lanes))
-    return buffer[at]
+    return buffer[(*lead, last if lanes == 1 else T.ramp(last, stride, lanes))]
 
 
 def put(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:

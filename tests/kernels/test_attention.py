@@ -40,8 +40,8 @@ def paged(k, v, table, pages, shape):
     for position in range(len(k)):
         page, offset = table[position // size], position % size
         for head in range(shape.kv_heads):
-            pages[page, 0, head].reshape(d, size)[:, offset] = k[position, head]
-            pages[page, 1, head].reshape(size, d)[offset] = v[position, head]
+            pages[page, head, 0].reshape(d, size)[:, offset] = k[position, head]
+            pages[page, head, 1].reshape(size, d)[offset] = v[position, head]
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
@@ -115,8 +115,8 @@ def test_rope_append_equals_the_reference(norm, isa):
     np.testing.assert_allclose(q.reshape(m, -1, d), rotated(expected_q), atol=2e-6)
     for i, slot in enumerate(slots):
         for head in range(shape.kv_heads):
-            key = pages[slot // 16, 0, head].reshape(d, 16)[:, slot % 16]
-            value = pages[slot // 16, 1, head].reshape(16, d)[slot % 16]
+            key = pages[slot // 16, head, 0].reshape(d, 16)[:, slot % 16]
+            value = pages[slot // 16, head, 1].reshape(16, d)[slot % 16]
             np.testing.assert_allclose(key, rotated(expected_k)[i, head], rtol=1e-3, atol=1e-3)  # float16 pages
             np.testing.assert_array_equal(value, x[i, shape.heads + shape.kv_heads + head].astype(np.float16))
     assert np.count_nonzero(pages) <= 2 * m * shape.kv_heads * d  # nothing else was touched

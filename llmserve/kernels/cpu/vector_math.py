@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from ..tir import T, f32, full, put, scratch
+from ..tir import T, f32, full, put, scratch, vec
 
 # 2**f on [0, 1): degree-5 polynomial, relative error below 3e-7, and exact at 0.
 _EXP2 = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 1.0)
@@ -37,10 +37,10 @@ def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int) -
 
     `lanes` must be a power of two.
     """
-    folded = scratch(lanes)
-    put(folded, reduce(combine, vectors), 0, lanes=lanes)
-    values = [folded[i] for i in range(lanes)]
-    while len(values) > 1:
-        half = len(values) // 2
-        values = [combine(a, b) for a, b in zip(values[:half], values[half:], strict=True)]
-    return values[0]
+    value = reduce(combine, vectors)
+    while lanes > 1:
+        folded = scratch(lanes)
+        put(folded, value, 0, lanes=lanes)
+        lanes //= 2
+        value = combine(vec(folded, 0, lanes=lanes), vec(folded, lanes, lanes=lanes))
+    return value
