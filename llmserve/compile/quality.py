@@ -180,10 +180,13 @@ def compare(
         reference = through(program, reference, length, program.output)
         stored_layer = skeleton.set_layer(i, stored)
         ours = through(program, ours, length, program.output)
+        folded = any(
+            (stored_layer[f"{name}.weight"] != float_layer[f"{name}.weight"]).any() for name in program.norms()
+        )
         for m, name in enumerate(program.matrices()):
             x, w = np.concatenate([tape[m] for tape in inputs]), float_layer[f"{name}.weight"]
-            whole = f"model.layers.{i}.{name}"
-            off = x @ (stored_layer[f"{name}.weight"] - w).T
+            whole, other = f"model.layers.{i}.{name}", stored_layer[f"{name}.weight"]
+            off = x @ ((unfolded(other, w) if folded else other) - w).T
             error = _ratio(off, x @ w.T)
             errors.append(MatrixError(whole, storage_name(scheme.storage_of(whole)), error))
     # The last layer's program holds the last norm of either model; they are the same float32 numbers.
@@ -201,6 +204,16 @@ def compare(
             errors.append(MatrixError(skeleton.head, storage, _ratio(off, expected[:sample])))
     progress("done", 1.0)
     return comparison, tuple(errors)
+
+
+def unfolded(stored: Array, weight: Array) -> Array:
+    """Stored weights [N, K] without factors of whole columns and rows, which calibration may have moved from a matrix
+    into what comes before or after it: those of least squares, columns and rows in turns."""
+    for axis in (0, 1, 0, 1):
+        product, square = (stored * weight).sum(axis, keepdims=True), np.square(weight).sum(axis, keepdims=True)
+        factor = np.divide(product, square, out=np.ones_like(product), where=(square > 0) & (product > 0))
+        stored = stored / factor
+    return stored
 
 
 def relative(expected: Array, got: Array) -> float:

@@ -269,6 +269,26 @@ def test_a_budget_goes_with_calibration(measured: list, checkpoint: Checkpoints,
     assert found["search"].figures["kl"] < found[None].figures["kl"]
 
 
+def test_factors_between_matrices_are_no_errors(checkpoint: Checkpoints, text: Path, tmp_path: Path) -> None:
+    """Scaling channels moves factors out of a matrix into the norm or the rows before it; both are divided out."""
+    errors = {}
+    for methods in ("search", "awq"):
+        build = Build(str(checkpoint("llama")), quant="q4", calibrate=methods, report=True, evaluation_data=text)
+        build.export_weights(out := tmp_path / methods)
+        errors[methods] = {r.name: r.error for r in Report.read(artifact.results_of(out)["report"]).matrices}
+    norm = load_params(tmp_path / "awq")["model.layers.0.input_layernorm.weight"]
+    assert not np.allclose(norm, load_params(tmp_path / "search")["model.layers.0.input_layernorm.weight"])
+    for name, error in errors["awq"].items():
+        assert error == pytest.approx(errors["search"][name], rel=0.25)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 96)).astype(np.float32)
+    rows, columns = rng.uniform(0.5, 2, (64, 1)), rng.uniform(0.5, 2, (1, 96))
+    moved = (weight * rows * columns).astype(np.float32)
+    for _ in range(20):  # rows and columns in turns come to both
+        moved = quality.unfolded(moved, weight)
+    np.testing.assert_allclose(moved, weight, atol=1e-4)
+
+
 def test_budgets_that_cannot_be(checkpoint: Checkpoints) -> None:
     model = str(checkpoint("llama"))
     with pytest.raises(UnsupportedError, match="too few"):
