@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llmserve import LLM
-from llmserve.compile import artifact, judging, quality
+from llmserve.compile import artifact, calibration_data, judging, quality
 from llmserve.compile.build import Build
 from llmserve.compile.conversion import Conversion
 from llmserve.compile.texts import Text
@@ -203,7 +203,7 @@ def test_the_packages_text_is_there_and_is_not_calibrated_with() -> None:
     """No run of 80 characters of it occurs in the calibration text."""
     content = Text.evaluation().content
     assert 20_000 < len(content) < 100_000
-    calibration = (Path(quality.__file__).parents[1] / "data" / "calibration.jsonl").read_text("utf-8")
+    calibration = calibration_data.PACKAGED.read_text("utf-8")
     rows = [json.loads(line) for line in calibration.splitlines()]
     fitted = "\n".join(json.dumps(row["messages"]) if "messages" in row else row["text"] for row in rows)
     runs = {fitted[at : at + 80] for at in range(len(fitted) - 80)}
