@@ -365,6 +365,40 @@ def test_conversions_that_cannot_be(run: Run, model: Path, tmp_path: Path, optio
     assert code == 1 and words in err.splitlines()[-1] and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--calibrate", "MODEL"], "default"),
+        (["MODEL", "--calibrate"], "default"),
+        (["--calibrate", "--quant", "q3", "MODEL"], "default"),
+        (["--calibrate", "awq,gptq", "MODEL"], "awq,gptq"),
+        (["MODEL", "--calibrate=search"], "search"),
+        (["MODEL"], None),
+    ],
+)
+def test_calibrate_may_stand_alone(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str | None
+) -> None:
+    """`--calibrate` without methods is the default, and does not take the model for one."""
+    asked: list[Any] = []
+
+    class Recorded(Exception):
+        pass
+
+    def record(name: str | None, **options: Any) -> None:
+        asked.append((name, options["calibrate"]))
+        raise Recorded
+
+    monkeypatch.setattr("llmserve.compile.build.Build", record)
+    with pytest.raises(Recorded):
+        run("compile", *(str(model) if word == "MODEL" else word for word in words))
+    assert asked == [(str(model), expected)]
+
+
+def test_methods_that_do_not_exist(run: Run, model: Path) -> None:
+    assert "no calibration 'gpqt'; there are search, awq, gptq" in refusal(run("compile", model, "--calibrate", "gpqt"))
+
+
 def test_its_weights_keep_their_scheme(run: Run, converted: Path) -> None:
     assert "holds int3 weights, which cannot become int4" in refusal(run("compile", converted, "--quant", "q4"))
 

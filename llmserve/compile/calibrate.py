@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ MAX_BITS = 4
 """With more, rounding to nearest costs nothing that could be measured."""
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 _CALL = 2048  # tokens in a call of the compiled layer
+_CELLS = 1 << 25  # weights of a large matrix that are rounded at a time, 128 MB of float32
 # A tied embedding is the head as well: its rounding is chosen for the head's inputs, of which this share is replaced by
 # a plain count of all inputs, which is what looking up rows wants.
 _LOOKUP_SHARE = 0.3
@@ -229,7 +230,7 @@ class Calibrator:
     def _write_rows(self, directory: Path, param: ParamPlan, inputs: _Inputs | None) -> None:
         """A matrix too large to be held in float32, block by block."""
         with SafetensorsWriter(directory / PARAMS_FILE, param.outputs) as writer:
-            for first, rows in read_floats(self.subject.source, param):
+            for first, rows in _gathered(read_floats(self.subject.source, param)):
                 outputs = self._stored(param, rows, inputs)
                 for spec, array in zip(param.outputs, outputs, strict=True):
                     writer.write(spec.name, array, first)
@@ -366,3 +367,17 @@ class _Moments:
             self.total += square
         else:
             self.total = square
+
+
+def _gathered(blocks: Iterable[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows, with their first rows' numbers, put together to _CELLS values: small products are slow."""
+    start = 0
+    held: list[Array] = []
+    for first, rows in blocks:
+        start = start if held else first
+        held.append(rows)
+        if sum(array.size for array in held) >= _CELLS:
+            yield start, np.concatenate(held)
+            held.clear()
+    if held:
+        yield start, np.concatenate(held)
