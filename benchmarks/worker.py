@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llmserve.toolchain import without_torch
+
 
 class Ours:
     """llmserve's engine core, stepped by EngineBench."""
@@ -112,6 +114,7 @@ def _rounded(row: Any) -> list[float]:
 
 
 def main() -> None:
+    without_torch()  # as `serve` does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runtime", choices=["llmserve", "llama.cpp", "host"])
     parser.add_argument("--model", default=None, help="a checkpoint or GGUF file; without one, the package's own model")

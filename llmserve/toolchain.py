@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from functools import cache
 
 from .errors import ConfigError
@@ -28,3 +29,12 @@ def tvm_version() -> str:
                 + " ".join(f"{package}=={version}" for package, version in TVM_NEEDED.items())
             )
     return " ".join(f"{name} {version}" for name, version in TVM_NEEDED.items())
+
+
+def without_torch() -> None:
+    """Hides PyTorch from this process, unless it is loaded already.
+
+    Nothing here uses it, but TVM imports it where it is installed: 2.5 s of every start and 200 MB, and a broken one
+    would break TVM. For processes that are ours alone; the package itself hides nothing from a program that uses it.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what the import system takes for "not there"

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terminal_chat": {"console", "errors", "llm"},
     "serving": {"api", "compile.build", "config", "console", "engine", "text", "weights.embedded"},
     "cli": {"*"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "toolchain"},
     "__init__": {"llm", "engine.sampling_params", "engine.grammar_spec"},  # on first use
 }
 

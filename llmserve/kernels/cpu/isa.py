@@ -24,8 +24,7 @@ class Isa:
         lanes: float32 lanes of the other kernels' vectors.
         features: LLVM features that a target must have for this row.
         rows_per_block: rows of x that share a tile of quantized weights: as many as registers hold accumulators for.
-        prefetch: groups of weights to ask for ahead of the one in work when several rows share them; one row streams
-            as fast without. 0 where it was not seen to help.
+        prefetch: groups of weights to ask for ahead of the one in work. 0 where it was not seen to help.
     """
 
     name: str = "portable"

@@ -194,7 +194,8 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
             def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
                 cells = [(i, w) for i in range(height) for w in range(width)]
                 lanes = isa.acc_lanes(bits)
-                starts_at_sum = sums is not None and z is None and isa.acc_dtype(bits) == "int32"
+                # A constant offset's share is where an accumulator of 32 bits can start.
+                begin = sums if z is None and isa.acc_dtype(bits) == "int32" else None
                 at = _clamped(row, height, limit)
                 with block("tile"):
                     acc = scratch(len(cells) * rows)
@@ -203,19 +204,20 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                     with T.serial(groups) as g, block("group"):
                         part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
                         for c, (i, _) in enumerate(cells):
-                            start = full(sums[at[i], g], rows) if starts_at_sum else isa.zero(bits)
+                            start = isa.zero(bits) if begin is None else full(begin[at[i], g], rows)
                             put(part, start, c * lanes, lanes=lanes)
                         for j in range(steps):
                             for c, (i, w) in enumerate(cells):
                                 weights = unpack_step(q, tile + w, g, j, fmt, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
                                 put(part, isa.dot(bits, old, weights, aq[at[i], g, j]), c * lanes, lanes=lanes)
-                        if height > 1 and isa.prefetch:
-                            for v in range(layout.vectors(fmt)):
-                                prefetch(q, tile, g + isa.prefetch, v, 0)
+                        if isa.prefetch:
+                            for w in range(width):
+                                for v in range(layout.vectors(fmt)):
+                                    prefetch(q, tile + w, g + isa.prefetch, v, 0)
                         for c, (i, w) in enumerate(cells):
                             total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
-                            if sums is not None and not starts_at_sum:
+                            if sums is not None and begin is None:
                                 term = full(sums[at[i], g], rows)
                                 if z is not None:
                                     zero = T.cast(vec(z, tile + w, g, 0, lanes=rows), f"int32x{rows}")
