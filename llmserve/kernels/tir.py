@@ -15,7 +15,21 @@ from tvm.target.codegen import llvm_lookup_intrinsic_id
 from tvm.tirx import PrimFunc
 from tvm.tirx.script import builder as T
 
-__all__ = ["T", "block", "build", "f32", "full", "i32", "prefetch", "put", "scratch", "sized", "vec", "when"]
+__all__ = [
+    "T",
+    "block",
+    "build",
+    "each_row",
+    "f32",
+    "full",
+    "i32",
+    "prefetch",
+    "put",
+    "scratch",
+    "sized",
+    "vec",
+    "when",
+]
 
 
 def build(name: str, body: Callable[[], None]) -> PrimFunc:
@@ -50,6 +64,16 @@ def when(condition: Any) -> Iterator[None]:
         return
     with T.If(condition), T.Then():
         yield
+
+
+def each_row(m: Any, body: Callable[[Any], None]) -> None:
+    """`body(row)`, a block, for each of `m` rows; by all threads if there are several, as waking one for a single row
+    costs more than it does."""
+    with T.If(m == 1):
+        with T.Then(), block("row"):
+            body(T.int64(0))
+        with T.Else(), T.parallel(m) as row, block("row"):
+            body(row)
 
 
 def scratch(shape: int | tuple[Any, ...], dtype: str = "float32") -> Any:

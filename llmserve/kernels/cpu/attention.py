@@ -16,7 +16,7 @@ import numpy as np
 from tvm.tirx import PrimFunc
 
 from ..base import AttentionShape
-from ..tir import T, block, build, f32, full, prefetch, put, scratch, sized, vec, when
+from ..tir import T, block, build, each_row, f32, full, prefetch, put, scratch, sized, vec, when
 from .isa import Isa
 from .vector_math import across, exp2
 
@@ -79,7 +79,7 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
                 put(out, low * c - high * s, i, lanes=lanes)
                 put(out, high * c + low * s, half + i, lanes=lanes)
 
-        with T.parallel(m) as row, block("rope"):
+        def row_at(row: Any) -> None:
             turned = scratch(d)
             with T.serial(shape.heads) as head, block("query"):
                 rotate(row, head * d, norms[0] if norms else None, turned)
@@ -95,6 +95,8 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
                 for i in range(0, d, lanes):
                     value = T.cast(vec(qkv, row, first + i, lanes=lanes), f"{shape.page_dtype}x{lanes}")
                     put(pages, value, page, head, 1, offset * d + i, lanes=lanes)
+
+        each_row(m, row_at)
 
     return build(name, body)
 

@@ -6,16 +6,17 @@ All are parallel over rows and vectorised within one; each row is computed the s
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..tir import T, block, build, f32, full, put, scratch, sized, vec
+from ..tir import T, build, each_row, f32, full, put, scratch, sized, vec, when
 from . import layout
 from .isa import Isa
 from .linear import unpack_step
-from .vector_math import exp
+from .vector_math import across, exp
 
 
 def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> PrimFunc:
@@ -32,7 +33,8 @@ def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> Pri
         weight = sized("weight", (width,), "float32")
         y = sized("y", (m, width), "float32")
         summed = sized("sum", (m, width), "float32") if residual else None
-        with T.parallel(m) as row, block("norm"):
+
+        def normalize(row: Any) -> None:
             acc, inverse = scratch(lanes), scratch(1)
             put(acc, full(f32(0), lanes), 0, lanes=lanes)
             with T.serial(width // lanes) as i:
@@ -46,9 +48,7 @@ def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> Pri
                     )
                 value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
                 put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
-            total: Any = acc[0]
-            for i in range(1, lanes):
-                total = total + acc[i]
+            total = across([vec(acc, 0, lanes=lanes)], operator.add, lanes)
             put(inverse, f32(1) / T.sqrt(total * f32(1 / width) + f32(eps)), 0)
             with T.serial(width // lanes) as i:
                 value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
@@ -59,6 +59,8 @@ def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> Pri
                     i * lanes,
                     lanes=lanes,
                 )
+
+        each_row(m, normalize)
 
     return build(name, body)
 
@@ -71,15 +73,14 @@ def gated_activation(name: str, width: int, isa: Isa) -> PrimFunc:
         m = T.int64()
         x = sized("x", (m, 2 * width), "float32")
         out = sized("out", (m, width), "float32")
-        with T.parallel(m) as row, T.serial(width // lanes) as i:
-            gate, up = vec(x, row, i * lanes, lanes=lanes), vec(x, row, width + i * lanes, lanes=lanes)
-            put(
-                out,
-                gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up,
-                row,
-                i * lanes,
-                lanes=lanes,
-            )
+
+        def activate(row: Any) -> None:
+            with T.serial(width // lanes) as i:
+                gate, up = vec(x, row, i * lanes, lanes=lanes), vec(x, row, width + i * lanes, lanes=lanes)
+                sigmoid_inverse = full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)
+                put(out, gate / sigmoid_inverse * up, row, i * lanes, lanes=lanes)
+
+        each_row(m, activate)
 
     return build(name, body)
 
@@ -95,19 +96,20 @@ def quantized_rows(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa) -> Pri
         s = sized("s", (layout.tiles(n, rows), groups, rows), "float16")
         z = sized("z", (layout.tiles(n, rows), groups, rows), "uint8") if fmt.zero_point else None
         out = sized("out", (m, k), "float32")
-        with T.parallel(m) as i, T.serial(groups) as g:
-            tile, r = ids[i] // rows, ids[i] % rows
-            scale = T.cast(s[tile, g, r], "float32")
-            zero = f32(fmt.max_int) if z is None else T.cast(z[tile, g, r], "float32")
-            for element in range(fmt.group_size):
-                step, lane = element // 4, 4 * r + element % 4
-                value = unpack_step(q, tile, g, step, fmt, 1, lane)
-                number = (T.cast(value, "float32") - zero) * scale
-                if k % fmt.group_size == 0:
-                    put(out, number, i, g * fmt.group_size + element)
-                else:
-                    with T.If(g * fmt.group_size + element < k), T.Then():
+
+        def look_up(i: Any) -> None:
+            with T.serial(groups) as g:
+                tile, r = ids[i] // rows, ids[i] % rows
+                scale = T.cast(s[tile, g, r], "float32")
+                zero = f32(fmt.max_int) if z is None else T.cast(z[tile, g, r], "float32")
+                for element in range(fmt.group_size):
+                    step, lane = element // 4, 4 * r + element % 4
+                    value = unpack_step(q, tile, g, step, fmt, 1, lane)
+                    number = (T.cast(value, "float32") - zero) * scale
+                    with when(k % fmt.group_size == 0 or g * fmt.group_size + element < k):
                         put(out, number, i, g * fmt.group_size + element)
+
+        each_row(m, look_up)
 
     return build(name, body)
 
@@ -120,8 +122,12 @@ def float_rows(name: str, n: int, k: int, dtype: str, isa: Isa) -> PrimFunc:
         ids = sized("ids", (m,), "int32")
         w = sized("w", (layout.tiles(n, isa.rows), k, isa.rows), dtype)
         out = sized("out", (m, k), "float32")
-        with T.parallel(m) as i, T.serial(k) as j:
-            put(out, T.cast(w[ids[i] // isa.rows, j, ids[i] % isa.rows], "float32"), i, j)
+
+        def look_up(i: Any) -> None:
+            with T.serial(k) as j:
+                put(out, T.cast(w[ids[i] // isa.rows, j, ids[i] % isa.rows], "float32"), i, j)
+
+        each_row(m, look_up)
 
     return build(name, body)
 

@@ -20,6 +20,7 @@ from . import layout
 from .isa import Isa
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
+SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
 CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
 LANES = 8  # float lanes of the activation quantizer
 
@@ -122,9 +123,16 @@ def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: I
 
 
 def _over_rows(
-    m: Any, count: int, streams: int, height: int, prepare: Callable[[Any], None], tile_at: Callable[..., None]
+    m: Any,
+    count: int,
+    nbytes: int,
+    streams: int,
+    height: int,
+    prepare: Callable[[Any], None],
+    tile_at: Callable[..., None],
 ) -> None:
-    """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile.
+    """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile. The weights have
+    `count` tiles and `nbytes` bytes.
 
     `prepare(row)` readies a row of x; `tile_at(first_row, rows, first_tile, tiles, limit)` computes rows x tiles.
     """
@@ -132,7 +140,7 @@ def _over_rows(
     with T.If(m == 1):
         with T.Then():
             prepare(T.int64(0))
-            with T.parallel(count // streams) as t:
+            with (T.serial if nbytes <= SMALL_BYTES else T.parallel)(count // streams) as t:
                 tile_at(T.int64(0), 1, t * streams, streams, None)
         with T.Else():
             with T.parallel(m) as row:
@@ -230,7 +238,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                         with when(True if limit is None else row + i < limit):
                             _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
 
-            _over_rows(m, count, 2, isa.rows_per_block, prepare, tile_at)
+            _over_rows(m, count, fmt.nbytes(n, k), 2, isa.rows_per_block, prepare, tile_at)
 
     return build(name, body)
 
@@ -268,6 +276,6 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
 
         with block("linear"):
-            _over_rows(m, count, 4, FLOAT_ROWS, lambda row: None, tile_at)
+            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, lambda row: None, tile_at)
 
     return build(name, body)
