@@ -54,7 +54,7 @@ def silent(step: str, detail: str, fraction: float | None) -> None:
 class Limits:
     """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
 
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int = 128
     max_num_seqs: int = 64
     page_size: int = 16
 
