@@ -135,6 +135,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _portable(command: str) -> str:
+    """A command as it can be repeated elsewhere: below whoever's home."""
+    return command.replace(f"{Path.home()}/", "~/")
+
+
 def main() -> None:
     args = arguments()
     found, peer = provenance(args.threads), peer_installed()
@@ -150,7 +155,7 @@ def main() -> None:
             rows += SECTIONS[name](session)
             tell(f"--- {name} after {time.perf_counter() - began:.0f} s")
     found |= {"model": label, "quant": args.quant, "decode_steps": STEPS, "repetitions": args.repetitions}
-    found |= {"versions": versions(), "notes": session.notes, "commands": session.commands}
+    found |= {"versions": versions(), "notes": session.notes, "commands": [_portable(c) for c in session.commands]}
     found |= {"command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])}
     found |= {"load_average_after": load_average(), "seconds": time.perf_counter() - began}
     found["other load"] = disturbance(list(session.record.values()))
