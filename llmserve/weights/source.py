@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Packed:
         return not self.reason
 
 
-class Source:
+class Source(ABC):
     """A model's tensors by their Hugging Face names. Subclasses say which are packed, and how to read those.
 
     Attributes:
@@ -64,35 +65,35 @@ class Source:
     kind: str = ""
     has_words: bool = False
 
+    @abstractmethod
     def names(self) -> list[str]:
         """All tensors. Of packed ones the name is that of the weight that they stand for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def info(self, name: str) -> TensorInfo:
         """File, dtype and shape [out, in] or [out]; for packed tensors those of the weight that `read_rows` gives.
 
         Raises CheckpointError when there is no tensor of that name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows [start, stop) in floats; a vector [N] counts as [N, 1]."""
-        raise NotImplementedError
 
     def packed(self, name: str) -> Packed | None:
         """How a tensor is packed; None if it is floats."""
         return None
 
     def read_grid(self, name: str, start: int, stop: int) -> Grid:
-        """Rows [start, stop) of a tensor whose `packed` is exact."""
-        raise NotImplementedError
+        """Rows [start, stop) of a tensor whose `packed` is exact. Raises ValueError for any other."""
+        raise ValueError(f"{name} does not lie on a grid")
 
     def spare(self) -> list[str]:
         """Tensors that say nothing if the model has no place for them."""
         return []
 
+    @abstractmethod
     def write_companions(self, out: Path) -> None:
         """Tokenizer, chat template, licence and the like. `config.json` is written from `config`."""
-        raise NotImplementedError
 
     def nbytes(self, name: str) -> int:
         """The tensor's size in its file."""
