@@ -77,7 +77,7 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) 
 def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Row]:
     product = Build(None, arch=arch)  # the model does not matter, what it is built with does
     kernels, target = product.kernels, product.target
-    storage = scheme.choose(quant, kernels.compute_dtype, "f32").storage
+    storage = scheme.choose(quant, kernels.compute_dtype).storage
     rng = np.random.default_rng(0)
     for name in names:
         n, k = MATMULS[name]

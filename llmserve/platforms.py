@@ -9,10 +9,43 @@ from __future__ import annotations
 import difflib
 import platform as host_platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One family of GPUs, as its kernels and TVM's target need to know it.
+
+    Attributes:
+        name: what `--arch` takes.
+        target: what it adds to the platform's target.
+        warp: threads that run in lockstep.
+        threads: the most that a block may have.
+        shared_bytes: shared memory of a block that needs no asking for.
+        float16: whether it computes in float16.
+        matrix: how its matrix units are programmed ("wmma", "simdgroup"), empty where ours do not use any.
+    """
+
+    name: str
+    target: Mapping[str, Any]
+    warp: int = 32
+    threads: int = 1024
+    shared_bytes: int = 48 << 10
+    float16: bool = True
+    matrix: str = ""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Its part of TVM's target."""
+        return {
+            **self.target,
+            "max_num_threads": self.threads,
+            "max_shared_memory_per_block": self.shared_bytes,
+            "thread_warp_size": self.warp,
+        }
 
 
 @dataclass(frozen=True, eq=False)  # rows are themselves: compared and hashed by identity
@@ -22,20 +55,61 @@ class Platform:
     Attributes:
         name: what `--device` takes.
         kernels: which kernel set serves it (a folder of kernels/).
-        compute_dtype: activations' dtype; picks a scheme's variant (q4 → q4f32_1 or q4f16_1).
-        unquantized: the scheme that "--quant none" stands for.
-        target: TVM's target, less what is found out on the machine (`mcpu`).
+        compute_dtypes: what activations may be in, the default first; picks a scheme's variant (q4f32_1, q4f16_1).
+        target: TVM's target, less what is found out on the machine (`mcpu`) and what the family of GPUs adds.
+        gpus: the families that are known, by what `--arch` takes. Of CPUs, see kernels/cpu/isa.py.
     """
 
     name: str
     kernels: str
-    compute_dtype: str
-    unquantized: str
+    compute_dtypes: tuple[str, ...]
     target: Mapping[str, Any]
+    gpus: Mapping[str, Gpu] = field(default_factory=dict)
 
+    def computes_in(self, quant: str | None) -> str:
+        """The dtype of activations under a scheme: its name may ask for float32, and the platform must have it."""
+        wanted = "float32" if "f32" in (quant or "") else self.compute_dtypes[0]
+        return wanted if wanted in self.compute_dtypes else self.compute_dtypes[0]
+
+    def gpu(self, arch: str) -> Gpu:
+        """The family that `--arch` names. Raises UnsupportedError with those that there are."""
+        if arch not in self.gpus:
+            close = difflib.get_close_matches(arch, self.gpus, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UnsupportedError(f"{self.name} has no family {arch!r}{hint}; known are {', '.join(self.gpus)}.")
+        return self.gpus[arch]
+
+
+def _nvidia(*capabilities: int) -> Mapping[str, Gpu]:
+    return {f"sm_{n}": Gpu(f"sm_{n}", {"arch": f"sm_{n}"}, matrix="wmma") for n in capabilities}
+
+
+def _amd(warp: int, *names: str) -> Mapping[str, Gpu]:
+    return {name: Gpu(name, {"mcpu": name}, warp=warp, shared_bytes=64 << 10) for name in names}
+
+
+_APPLE = Gpu("apple", {}, shared_bytes=32 << 10, matrix="simdgroup")
+# What every WebGPU adapter has; whether it has float16 is its own to say.
+_WEBGPU = Gpu("f16", {}, warp=1, threads=256, shared_bytes=16 << 10)
+_WEBGPU_F32 = replace(_WEBGPU, name="f32", float16=False)
+_BOTH = ("float16", "float32")
 
 PLATFORMS: Mapping[str, Platform] = {
-    row.name: row for row in (Platform("cpu", "cpu", "float32", "f32", {"kind": "llvm"}),)
+    row.name: row
+    for row in (
+        Platform("cpu", "cpu", ("float32",), {"kind": "llvm"}),
+        Platform("cuda", "gpu", _BOTH, {"kind": "cuda"}, _nvidia(75, 80, 86, 87, 89, 90, 100, 120)),
+        Platform(
+            "rocm",
+            "gpu",
+            _BOTH,
+            {"kind": "rocm"},
+            # CDNA runs 64 threads in lockstep, RDNA 32.
+            {**_amd(64, "gfx90a", "gfx942"), **_amd(32, "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1201")},
+        ),
+        Platform("metal", "gpu", _BOTH, {"kind": "metal"}, {"apple": _APPLE}),
+        Platform("webgpu", "gpu", _BOTH, {"kind": "webgpu"}, {"f16": _WEBGPU, "f32": _WEBGPU_F32}),
+    )
 }
 
 

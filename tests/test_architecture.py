@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The arithmetic of conversion is the format's own. Which weight gets which format comes in a plan, from outside.
     "weights": {"errors", "quant.group", "quant.takeover"},
     "kernels": {"errors", "quant.group", "toolchain"},
+    # A GPU's facts (warp, shared memory) are what its kernels are made for.
+    "kernels.gpu": {"errors", "quant.group", "platforms", "kernels.base", "kernels.tir"},
     # A family hands in a table of how its checkpoint's names fuse, and the table's type is the weights'.
     "models": {"errors", "kernels.base", "weights.mapping"},
     "models.config": {"errors"},

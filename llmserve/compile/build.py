@@ -38,7 +38,7 @@ from .adopt import adopt
 from .calibrate import is_rounded, parse
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 from .conversion import Conversion, Notify
-from .host import kernel_set, link
+from .host import compute_dtype, kernel_set, link
 from .pipeline import compile_module
 from .subject import Subject
 from .texts import Text
@@ -100,7 +100,8 @@ class Build:
         self.notes: list[str] = []
         self._takeover = ""
         self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
-        self.converted = _converted_scheme(self.directory, self.platform.compute_dtype)
+        self.compute_dtype = compute_dtype(self.platform, arch, quant)
+        self.converted = _converted_scheme(self.directory, self.compute_dtype)
         self.source = None if self.converted else open_source(self.directory)
         self.raw_config = self.source.config if self.source else read_config(self.directory)
         config_file = self.source.config_file if self.source else self.directory / "config.json"
@@ -142,13 +143,13 @@ class Build:
         """How each matrix is stored; with a budget of bits, known after measuring what each needs."""
         assert self.bits is not None, "without a budget it is set at once"
         formats = mixed.allocate(judging.sensitivities(self.subject, self.notify, self._calibration_data), self.bits)
-        return schemes.mixed(f"mix{self.bits:g}", formats, self.platform.compute_dtype)
+        return schemes.mixed(f"mix{self.bits:g}", formats, self.compute_dtype)
 
     def _scheme(self, quant: str | None) -> schemes.Scheme:
-        platform, stored = self.platform, self.converted
+        stored = self.converted
         if stored and quant is None:
             return stored
-        scheme = schemes.choose(quant or "q4", platform.compute_dtype, platform.unquantized)
+        scheme = schemes.choose(quant or "q4", self.compute_dtype)
         if stored and (stored.storage, stored.overrides) != (scheme.storage, scheme.overrides):
             kind = "mixed" if stored.overrides else schemes.storage_name(stored.storage)
             raise UnsupportedError(
@@ -162,11 +163,11 @@ class Build:
 
     @cached_property
     def kernels(self) -> KernelSet:
-        return kernel_set(self.platform, self.arch)[0]
+        return kernel_set(self.platform, self.arch, self.compute_dtype)[0]
 
     @cached_property
     def target(self) -> Mapping[str, Any]:
-        return kernel_set(self.platform, self.arch)[1]
+        return kernel_set(self.platform, self.arch, self.compute_dtype)[1]
 
     @cached_property
     def model(self) -> CausalLM:

@@ -1,4 +1,4 @@
-"""What the machine that compiles has: a CPU and its instruction sets, a linker."""
+"""What is compiled with and for: the kernel set and TVM's target of a platform, and this machine's linker."""
 
 from __future__ import annotations
 
@@ -11,21 +11,52 @@ from typing import Any
 
 from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet
-from ..platforms import Platform
+from ..platforms import Gpu, Platform
 
 THREADS_SOURCE = Path(__file__).parents[1] / "backends" / "cpu_threads.c"
 
 
+# A device with no family of its own given: what every such device can run, or nothing.
+_ANY_GPU = {"metal": "apple", "webgpu": "f16"}
+
+
+def compute_dtype(platform: Platform, arch: str | None, quant: str | None) -> str:
+    """The dtype of activations for a scheme's name on a family of a platform."""
+    if platform.kernels == "gpu" and not _gpu_family(platform, arch).float16:
+        return "float32"
+    return platform.computes_in(quant)
+
+
 @cache
-def kernel_set(platform: Platform, arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
-    """The kernels and TVM's target for a platform; `arch` is its instruction set or GPU family, None the best here.
+def kernel_set(platform: Platform, arch: str | None, dtype: str) -> tuple[KernelSet, Mapping[str, Any]]:
+    """The kernels and TVM's target for a platform; `arch` is its instruction set or GPU family, None the best here;
+    `dtype` that of activations.
 
     Raises UnsupportedError for an `arch` that is not there, with what is.
     """
-    return {"cpu": _cpu}[platform.kernels](platform, arch)
+    return {"cpu": _cpu, "gpu": _gpu}[platform.kernels](platform, arch, dtype)
 
 
-def _cpu(platform: Platform, arch: str | None) -> tuple[KernelSet, Mapping[str, Any]]:
+def _gpu(platform: Platform, arch: str | None, dtype: str) -> tuple[KernelSet, Mapping[str, Any]]:
+    from ..kernels.gpu import GpuKernels
+
+    gpu = _gpu_family(platform, arch)
+    host = {"kind": "llvm"} if platform.name != "metal" else {"kind": "llvm", "mtriple": "arm64-apple-macosx"}
+    kernels: Any = GpuKernels(platform.name, gpu, dtype)
+    return kernels, {**platform.target, **gpu.attributes, "host": host}
+
+
+def _gpu_family(platform: Platform, arch: str | None) -> Gpu:
+    arch = arch or _ANY_GPU.get(platform.name)
+    if arch is None:
+        raise UnsupportedError(
+            f"Compiling for {platform.name} needs to know the GPU's family; "
+            f"say it with --arch, one of {', '.join(platform.gpus)}."
+        )
+    return platform.gpu(arch)
+
+
+def _cpu(platform: Platform, arch: str | None, dtype: str) -> tuple[KernelSet, Mapping[str, Any]]:
     import tvm
     from tvm.target import codegen
 

@@ -21,7 +21,14 @@ from .sharing import share_tensors
 
 def compile_module(module: tvm.IRModule, target: Mapping[str, Any], upper_bounds: Mapping[str, int]) -> Any:
     """A traced module as an executable for `target`, which can be exported as a library."""
-    return tvm.compile(module, tvm.target.Target(dict(target)), relax_pipeline=pipeline(upper_bounds))
+    with build_context():
+        return tvm.compile(module, tvm.target.Target(dict(target)), relax_pipeline=pipeline(upper_bounds))
+
+
+def build_context() -> tvm.transform.PassContext:
+    """What kernels are built under. They hold every barrier that they need; the pass that adds some does not follow
+    which element a thread touches, and refuses what it takes for a barrier under a condition."""
+    return tvm.transform.PassContext(disabled_pass=["s_tir.ThreadSync"])
 
 
 def pipeline(upper_bounds: Mapping[str, int]) -> tvm.transform.Pass:

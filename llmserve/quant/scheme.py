@@ -81,15 +81,13 @@ SCHEMES: Mapping[str, Scheme] = {
 SHORT_NAMES = {"q4": "q4{}_1", "q3": "q3{}_g32", "q8": "q8{}_1", "none": "{}"}
 
 
-def choose(name: str, compute_dtype: str, unquantized: str) -> Scheme:
+def choose(name: str, compute_dtype: str) -> Scheme:
     """The scheme for `--quant name` on a platform that computes in `compute_dtype`.
 
-    Short names pick the platform's variant. A full name of the other variant keeps its storage and computes as the
+    Short names pick the variant of that dtype. A full name of the other variant keeps its storage and computes as the
     platform does. Raises UnsupportedError with what there is.
     """
-    if name == "none":
-        name = unquantized
-    elif name in SHORT_NAMES:
+    if name in SHORT_NAMES:
         name = SHORT_NAMES[name].format(compute_dtype.replace("float", "f"))
     if name not in SCHEMES:
         known = [*SHORT_NAMES, *SCHEMES]
@@ -111,7 +109,7 @@ def restored(stored: Mapping[str, Any], compute_dtype: str) -> Scheme:
     overrides = {name: storage_named(own) for name, own in stored["overrides"].items()}
     row = SCHEMES.get(stored["scheme"])
     if row and row.storage == storage and not overrides:
-        return choose(stored["scheme"], compute_dtype, "")
+        return choose(stored["scheme"], compute_dtype)
     return Scheme(stored["scheme"], storage, compute_dtype, overrides)
 
 

@@ -11,13 +11,13 @@ from llmserve.compile.host import kernel_set
 from llmserve.kernels.cpu.isa import ISAS, Isa
 from llmserve.platforms import PLATFORMS
 
-NATIVE = kernel_set(PLATFORMS["cpu"], None)[0].isa
+NATIVE = kernel_set(PLATFORMS["cpu"], None, "float32")[0].isa
 RUNNABLE = [NATIVE, ISAS[-1]] if NATIVE is not ISAS[-1] else [NATIVE]
 """The best row of this machine, and the portable one, compiled for the plainest CPU of its kind."""
 
 
 def target(isa: Isa) -> tvm.target.Target:
-    return tvm.target.Target(dict(kernel_set(PLATFORMS["cpu"], isa.name)[1]))
+    return tvm.target.Target(dict(kernel_set(PLATFORMS["cpu"], isa.name, "float32")[1]))
 
 
 def compiled(func: tvm.tirx.PrimFunc, isa: Isa) -> Callable[..., None]:
