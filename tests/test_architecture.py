@@ -57,10 +57,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Models are calibrated and judged on texts in the checkpoint's own words.
     "compile.calibration_data": {"errors", "text"},
     "compile.texts": {"errors", "text"},
-    "compile": {"__init__", "errors", "config", "toolchain", "platforms", "models", "quant", "kernels", "weights"},
+    # Plugins for TVM are things made, so they are kept where compiled models are.
+    "backends": {"errors", "toolchain", "compile.artifact"},
+    "compile": {
+        *("__init__", "errors", "config", "toolchain", "platforms"),
+        *("models", "quant", "kernels", "weights", "backends"),
+    },
     **{name: {"errors", *ENGINE_PURE} for name in ENGINE_PURE},
     # The record that compilation leaves, and the file of parameters beside it.
     "engine": {"errors", "config", "text", "compile.compiled", "weights.load"},
+    # It holds the device, so it is who sees to it that TVM knows it.
+    "engine.model_runner": {"errors", "compile.compiled", "weights.load", "engine", "backends"},
     "api": {"__init__", "errors", "config", "text", *ENGINE_FACE},
     # It steps an engine core in its own thread, and asks it for logits, so it sees behind the engine's face.
     "llm": {"errors", "config", "text", "compile.build", "engine"},
@@ -76,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 TVM = {
     *("models", "quant", "kernels", "compile", "weights"),
+    "backends",  # whose plugins find TVM's symbols in the process
     *("engine.executor", "engine.model_runner", "engine.sampler"),
 }
 # Library → where it may be imported. What is not named here is free.

@@ -274,7 +274,9 @@ class Build:
             "target": dict(self.target),
             "limits": vars(self.limits),
             "tvm": tvm_version(),
-            "sources": artifact.source_hash("kernels", "models", "quant/scheme.py", "compile", "backends"),
+            "sources": artifact.source_hash(
+                "kernels", "models", "quant/scheme.py", "compile", "backends/cpu_threads.c"
+            ),
             "version": __version__,
         }
         if path := artifact.landed("library", causes):

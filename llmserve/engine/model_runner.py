@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import backends
 from ..compile.compiled import LIBRARY_FILE, CompiledModel, start_threads
 from ..weights.load import huge_memory, load_params
 from .sampling_params import SamplingParams
@@ -31,6 +32,7 @@ class ModelRunner:
 
         self.interface = model.interface
         self._tensor = tvm.runtime.from_dlpack
+        backends.load(model.interface.device)
         device = tvm.device(model.interface.device)
         library = str(model.library / LIBRARY_FILE)
         self._vm = VirtualMachine(tvm.runtime.load_module(library), device)

@@ -1,0 +1,62 @@
+"""Devices for which TVM's wheel can compile, but not run: `load` makes TVM know them.
+
+It has to be called before a library that was compiled for such a device is loaded. It is not an entry point of TVM's
+(`tvm.backends`), which would load every plugin into every process that imports TVM, and compile it there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from . import build
+
+_lock = threading.Lock()
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+def load(device: str) -> None:
+    """Makes TVM know `device` ("webgpu"); compiles the plugin at first use. Devices that TVM brings itself are let be.
+
+    Raises UnsupportedError (a package or a compiler is missing) and ArtifactError (the plugin does not compile).
+    """
+    with _lock:
+        if device not in build.BACKENDS or device in _loaded:
+            return
+        needs = build.BACKENDS[device].needs()
+        plugin = build.obtain(device, needs)
+        import tvm  # noqa: F401  # the plugin looks for TVM's symbols in the process
+
+        for library in needs.libraries:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        _loaded[device] = ctypes.CDLL(str(plugin))
+
+
+def device_info(device: str) -> dict[str, Any]:
+    """What is known of the device: name, vendor, driver, type, backend, and its limits and features as dictionaries.
+
+    Raises what `load` raises, and UnsupportedError in the driver's words when there is no such device here.
+    """
+    return _call(device, "info")
+
+
+def statistics(device: str) -> dict[str, int]:
+    """Counters of the plugin: bytes allocated now and at most, allocations, dispatches, submissions, bind groups."""
+    return _call(device, "statistics")
+
+
+def _call(device: str, function: str) -> dict[str, Any]:
+    load(device)
+    import tvm_ffi
+
+    from ..errors import UnsupportedError
+
+    try:
+        return _plain(tvm_ffi.get_global_func(f"llmserve.{device}.{function}")())
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedError(str(error).splitlines()[0]) from error
+
+
+def _plain(value: Any) -> Any:
+    return {str(key): _plain(item) for key, item in value.items()} if hasattr(value, "items") else value
