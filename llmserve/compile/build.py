@@ -38,7 +38,7 @@ from .adopt import adopt
 from .calibrate import is_rounded, parse
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 from .conversion import Conversion, Notify
-from .host import compute_dtype, kernel_set, link
+from .host import compute_dtype, kernel_set, linker
 from .pipeline import compile_module
 from .subject import Subject
 from .texts import Text
@@ -294,7 +294,7 @@ class Build:
         self.notify("compile", f"for {self.kernels.name}", None)
         executable = compile_module(module, self.target, bounds)
         self.notify("compile", "linking", None)
-        executable.export_library(str(directory / LIBRARY_FILE), fcompile=link)
+        executable.export_library(str(directory / LIBRARY_FILE), fcompile=linker(self.platform))
         attention = self.model.attention_shape
         Interface(
             device=self.platform.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,15 +93,29 @@ def _hidden_features() -> frozenset[str]:
     return frozenset(name for name in checked if names.get(name, name) not in flags)
 
 
+def linker(platform: Platform) -> Callable[..., None]:
+    """How objects become a shared library: what `export_library` wants as `fcompile`."""
+    return link if platform.kernels == "cpu" else link_host_code
+
+
 def link(output: str, objects: list[str], **kwargs: Any) -> None:
     """Link a shared library, our threads in it, with the machine's C++ compiler. Raises ArtifactError without one."""
+    # C, not C++: it takes a tenth of the time to compile.
+    _create_shared(output, objects, ["-pthread", "-O2", "-x", "c", str(THREADS_SOURCE), "-x", "none"], **kwargs)
+
+
+def link_host_code(output: str, objects: list[str], **kwargs: Any) -> None:
+    """Link a shared library whose kernels run elsewhere. Raises ArtifactError without a C++ compiler."""
+    _create_shared(output, objects, [], **kwargs)
+
+
+def _create_shared(output: str, objects: list[str], options: list[str], **kwargs: Any) -> None:
     from tvm.support import cc
 
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise ArtifactError("Linking the compiled model needs a C++ compiler; install g++ (Debian: apt install g++).")
-    # C, not C++: it takes a tenth of the time to compile.
-    options = ["-pthread", "-O2", "-x", "c", str(THREADS_SOURCE), "-x", "none"]
     cc.create_shared(output, objects, options, **kwargs)
 
 
-link.output_format = "so"  # type: ignore[attr-defined]  # read by export_library
+for _link in (link, link_host_code):
+    _link.output_format = "so"  # type: ignore[attr-defined]  # read by export_library

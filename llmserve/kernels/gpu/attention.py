@@ -23,16 +23,25 @@ from .threads import barrier, fold, grid, held, local, shared
 
 PARTS = 16  # that a row's keys are split into, at most
 PART_KEYS = 256  # in a part, at least
-KEYS = 16  # that are scored between two updates of the running maximum
 _NO_SCORE = -1e30  # finite, so that differences of it stay numbers
 
 
 def query_tile(shape: AttentionShape, gpu: Gpu) -> int:
     """Consecutive rows of a sequence that a block of the prefill kernel takes: as many as its shared memory holds."""
-    row = 4 * (shape.head_dim + KEYS + 2)
-    keys = 4 * KEYS * (shape.head_dim + 1)
-    fit = min(16, (gpu.shared_bytes - keys) // row)
-    return 1 << max(0, fit.bit_length() - 1)
+    return 1 << (min(16, _room(shape, gpu)).bit_length() - 1)
+
+
+def _keys(shape: AttentionShape, gpu: Gpu) -> int:
+    """Keys that are scored between two updates of the running maximum; they lie in shared memory."""
+    return 16 if 4 * 16 * shape.head_dim < gpu.shared_bytes * 3 // 4 else 8
+
+
+def _room(shape: AttentionShape, gpu: Gpu) -> int:
+    """Queries that a block's shared memory holds beside the keys."""
+    keys = _keys(shape, gpu)
+    return (gpu.shared_bytes - 4 * keys * (shape.head_dim + 2) - 4 * _threads(shape)) // (
+        4 * (shape.head_dim + keys + 3)
+    )
 
 
 def page_tensor(shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
@@ -164,15 +173,16 @@ def _first_key(shape: AttentionShape, position: Any) -> Any:
 def _part(shape: AttentionShape, position: Any) -> Any:
     """Keys in a part of a row at `position`: whole pages."""
     keys = position + 1 - _first_key(shape, position)
-    unit = max(KEYS, shape.page_size)
-    return T.max((keys + (PARTS * unit - 1)) // (PARTS * unit) * unit, i32(PART_KEYS))
+    unit = PARTS * math.lcm(16, shape.page_size)
+    return T.max((keys + (unit - 1)) // unit * (unit // PARTS), i32(PART_KEYS))
 
 
 def _single_rows(shape: AttentionShape, gpu: Gpu, scale: float, t: _Arguments, sums: Any, peaks: Any) -> None:
-    """Tiles of one row: a block takes the query heads of one key-value head and one part of the keys."""
-    group = shape.group
-    with grid(_threads(shape, gpu), t.num_tiles, shape.kv_heads * PARTS) as (tile, head_and_part, thread):
-        head, part = head_and_part // PARTS, head_and_part % PARTS
+    """Tiles of one row: a block takes query heads of one key-value head and one part of the keys."""
+    # Query heads of a block: all that share a key-value head, or as large a part of them as fits.
+    together = max(n for n in range(1, shape.group + 1) if shape.group % n == 0 and n <= _room(shape, gpu))
+    with grid(_threads(shape), t.num_tiles, shape.heads // together * PARTS) as (tile, heads_and_part, thread):
+        first, part = heads_and_part // PARTS * together, heads_and_part % PARTS
         row = held(t.tile_row[tile])
         position = held(t.positions[row])
         length = held(_part(shape, position))
@@ -180,14 +190,14 @@ def _single_rows(shape: AttentionShape, gpu: Gpu, scale: float, t: _Arguments, s
         active = T.And(t.tile_rows[tile] == 1, start <= position)
 
         def finish(query: int, i: Any, acc: Any, peak: Any, total: Any) -> None:
-            put(sums, acc, tile, part, head * group + query, i)
+            put(sums, acc, tile, part, first + query, i)
             with T.If(i == 0), T.Then():
-                put(peaks, peak, tile, part, head * group + query, 0)
-                put(peaks, total, tile, part, head * group + query, 1)
+                put(peaks, peak, tile, part, first + query, 0)
+                put(peaks, total, tile, part, first + query, 1)
 
         _walk(
-            *(shape, gpu, scale, t, tile, head, thread, group, active),
-            lambda query: (row, head * group + query),
+            *(shape, gpu, scale, t, tile, first // shape.group, thread, together, active),
+            lambda query: (row, first + query),
             lambda query: position,
             (start, T.min(start + length, position + 1)),
             finish,
@@ -220,7 +230,7 @@ def _merge(shape: AttentionShape, dtype: str, t: _Arguments, sums: Any, peaks: A
 def _row_tiles(shape: AttentionShape, gpu: Gpu, scale: float, dtype: str, t: _Arguments, out: Any) -> None:
     """Tiles of several rows: a block takes one tile and one query head."""
     d = shape.head_dim
-    with grid(_threads(shape, gpu), t.num_tiles, shape.heads) as (tile, head, thread):
+    with grid(_threads(shape), t.num_tiles, shape.heads) as (tile, head, thread):
         rows, first = held(t.tile_rows[tile]), held(t.tile_row[tile])
 
         def row_of(query: Any) -> Any:
@@ -239,7 +249,7 @@ def _row_tiles(shape: AttentionShape, gpu: Gpu, scale: float, dtype: str, t: _Ar
         )
 
 
-def _threads(shape: AttentionShape, gpu: Gpu) -> int:
+def _threads(shape: AttentionShape) -> int:
     """At least one thread for each element of a head, and a power of two."""
     return max(128, 1 << (shape.head_dim - 1).bit_length())
 
@@ -266,14 +276,14 @@ def _walk(
     element i of each query's weighed values, its maximum and its sum of weights.
     """
     d, size = shape.head_dim, shape.page_size
-    threads = _threads(shape, gpu)
+    threads, key_count = _threads(shape), _keys(shape, gpu)
     shares = threads // (1 << (d - 1).bit_length())  # of the keys, where there are more threads than elements
     start, stop = (held(end) for end in span)
     table = held(t.indptr[t.tile_seq[tile]])
     query = shared(queries * d)
-    keys, stride = shared(KEYS * (d + 1)), d + 1  # a step of d would have threads wait for the same bank
-    slots = shared(KEYS, "int32")
-    score = shared(queries * KEYS)
+    keys, stride = shared(key_count * (d + 1)), d + 1  # a step of d would have threads wait for the same bank
+    slots = shared(key_count, "int32")
+    score = shared(queries * key_count)
     peak, decay, total = shared(queries), shared(queries), shared(queries)
     acc = local(queries)
 
@@ -303,9 +313,9 @@ def _walk(
         """An element of one of this step's keys or values."""
         return T.cast(t.pages[slots[key] // size, kv_head, kind, slots[key] % size, i], "float32")
 
-    steps = T.if_then_else(active, (stop - start + (KEYS - 1)) // KEYS, i32(0))
+    steps = T.if_then_else(active, (stop - start + (key_count - 1)) // key_count, i32(0))
     with T.serial(steps) as step, block("keys"):
-        base = start + step * KEYS
+        base = start + step * key_count
 
         def find_slot(index: Any) -> None:
             # What lies past the end may be anything, even what is not a number: the last key stands in for it.
@@ -316,7 +326,7 @@ def _walk(
             put(keys, cached(0, index // d, index % d), index // d * stride + index % d)
 
         def compute_score(index: Any) -> None:
-            q, key = index // KEYS, index % KEYS
+            q, key = index // key_count, index % key_count
             with block("dot"):
                 dot = local(1)
                 put(dot, f32(0), 0)
@@ -328,11 +338,11 @@ def _walk(
                 put(score, T.if_then_else(seen, dot[0], f32(2 * _NO_SCORE)), index)
 
         barrier()
-        each(KEYS, find_slot)
+        each(key_count, find_slot)
         barrier()
-        each(KEYS * d, load_key)
+        each(key_count * d, load_key)
         barrier()
-        each(queries * KEYS, compute_score)
+        each(queries * key_count, compute_score)
         barrier()
 
         def update(q: Any) -> None:
@@ -340,14 +350,14 @@ def _walk(
             with block("softmax"):
                 fresh, weight = local(1), local(1)
                 put(fresh, peak[q], 0)
-                with T.serial(KEYS) as key:
-                    put(fresh, T.max(fresh[0], score[q * KEYS + key]), 0)
+                with T.serial(key_count) as key:
+                    put(fresh, T.max(fresh[0], score[q * key_count + key]), 0)
                 put(decay, T.exp2(peak[q] - fresh[0]), q)
                 put(peak, fresh[0], q)
                 put(total, total[q] * decay[q], q)
-                with T.serial(KEYS) as key:
-                    put(weight, T.exp2(score[q * KEYS + key] - fresh[0]), 0)
-                    put(score, weight[0], q * KEYS + key)
+                with T.serial(key_count) as key:
+                    put(weight, T.exp2(score[q * key_count + key] - fresh[0]), 0)
+                    put(score, weight[0], q * key_count + key)
                     put(total, total[q] + weight[0], q)
 
         each(queries, update)
@@ -355,11 +365,11 @@ def _walk(
         with when(d == threads // shares or element < d), block("values"):
             for q in range(queries):
                 put(acc, acc[q] * decay[q], q)
-            with T.serial(KEYS // shares) as j, block("value"):
+            with T.serial(key_count // shares) as j, block("value"):
                 value = local(1)
                 put(value, cached(1, j * shares + share, element), 0)
                 for q in range(queries):
-                    put(acc, acc[q] + score[q * KEYS + j * shares + share] * value[0], q)
+                    put(acc, acc[q] + score[q * key_count + j * shares + share] * value[0], q)
     if shares > 1:
         folded = shared(threads)
         for q in range(queries):

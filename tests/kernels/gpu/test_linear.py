@@ -1,0 +1,80 @@
+"""Linears and embedding rows on a WebGPU device against float64, for every storage and dtype."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmserve.kernels.gpu.linear import linear, rows_of
+from llmserve.kernels.gpu.packed import Layout
+from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
+
+from .harness import DTYPES, GPU, ROUNDING, compiled, constant
+
+# (outputs, inputs): a partial tile and a partial group; whole ones, with more groups than lanes.
+SHAPES = [(75, 88), (128, 1280)]
+ROWS = [1, 2, 7, 17, 70]  # one row; few; tiles, whole and partial
+STORAGES = {**FORMATS, INT4_ZERO.name: INT4_ZERO, "float": None}
+
+
+def stored(rng, n, k, fmt, dtype):
+    """A weight in storage, and the float64 matrix that its parameters in `dtype` stand for."""
+    if fmt is None:
+        w = rng.standard_normal((n, k)).astype(dtype)
+        return dtype, {"weight": w}, w.astype(np.float64)
+    if fmt.zero_point:
+        u = rng.integers(0, 16, (n, fmt.padded(k))).astype(np.uint8)
+        zero = rng.integers(0, 16, (n, fmt.groups(k))).astype(np.uint8)
+        q_weight, q_scale = pack(u, fmt), rng.standard_normal((n, fmt.groups(k))).astype(np.float16)
+        parts = {"q_weight": q_weight, "q_scale": q_scale, "q_zero": zero}
+        return fmt, parts, dequantize(q_weight, q_scale, fmt, k, zero).astype(np.float64)
+    q_weight, q_scale = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
+    return fmt, {"q_weight": q_weight, "q_scale": q_scale}, dequantize(q_weight, q_scale, fmt, k).astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", STORAGES)
+def test_linear_equals_the_oracle(kind, dtype):
+    rng = np.random.default_rng(0)
+    for n, k in SHAPES:
+        storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
+        layout = Layout(n, k, storage, dtype)
+        params = [constant(p) for p in layout.arrange(parts).values()]
+        bias = constant(rng.standard_normal(n).astype(np.float32))
+        kernel = compiled(linear("linear", layout, GPU, True, dtype), dtype)
+        for m in ROWS:
+            x = constant(rng.standard_normal((m, k)).astype(dtype))
+            y = np.full((m, n), np.nan, dtype)
+            kernel(x, *params, bias, y)
+            expected = x.astype(np.float64) @ w.T + bias
+            # Sums are float32, of terms whose sizes add up to `size`; the result is rounded to its dtype.
+            size = np.abs(x).astype(np.float64) @ np.abs(w).T
+            allowed = ROUNDING[dtype] * np.abs(expected) + 2e-6 * size.max()
+            assert (np.abs(y - expected) <= allowed).all(), (n, k, m)
+
+
+def test_logits_are_float32_without_a_bias():
+    rng = np.random.default_rng(1)
+    storage, parts, w = stored(rng, 75, 88, FORMATS["int4"], "float16")
+    layout = Layout(75, 88, storage, "float16")
+    kernel = compiled(linear("head", layout, GPU, False, "float32"), "float16")
+    x = constant(rng.standard_normal((3, 88)).astype(np.float16))
+    y = np.full((3, 75), np.nan, np.float32)
+    kernel(x, *map(constant, layout.arrange(parts).values()), y)
+    expected = x.astype(np.float64) @ w.T
+    assert np.abs(y - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", STORAGES)
+def test_rows_equal_dequantization(kind, dtype):
+    rng = np.random.default_rng(2)
+    for n, k in ((20, 88), (24, 1280)):
+        storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
+        layout = Layout(n, k, storage, dtype)
+        ids = constant(np.array([0, 19, 7, 7, 8], np.int32))
+        out = np.full((len(ids), k), np.nan, np.float32)
+        kernel = compiled(rows_of("rows", layout, GPU, "float32"), dtype)
+        kernel(ids, *map(constant, layout.arrange(parts).values()), out)
+        # One product, exact in float64, rounded to float32.
+        np.testing.assert_allclose(out, w[ids], rtol=2.0**-23, atol=0)
