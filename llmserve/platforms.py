@@ -15,7 +15,7 @@ from typing import Any
 from .errors import UnsupportedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # rows are themselves: compared and hashed by identity
 class Gpu:
     """One family of GPUs, as its kernels and TVM's target need to know it.
 
@@ -48,7 +48,7 @@ class Gpu:
         }
 
 
-@dataclass(frozen=True, eq=False)  # rows are themselves: compared and hashed by identity
+@dataclass(frozen=True, eq=False)
 class Platform:
     """One kind of device.
 
