@@ -272,8 +272,8 @@ fn merge_bytes(@builtin(global_invocation_id) id : vec3<u32>) {
   for (var byte = 0u; byte < 4u; byte++) {
     let place = word * 4u + byte;
     if (place >= arguments.begin && place < arguments.end) {
-      let from = place - arguments.begin + arguments.skip;
-      let bits = (source[from / 4u] >> (from % 4u * 8u)) & 255u;
+      let origin = place - arguments.begin + arguments.skip;
+      let bits = (source[origin / 4u] >> (origin % 4u * 8u)) & 255u;
       value = (value & ~(255u << (byte * 8u))) | (bits << (byte * 8u));
     }
   }
