@@ -76,8 +76,8 @@ class WebGPUDeviceAPI final : public tvm::runtime::DeviceAPI {
   void FreeDataSpace(Device, void* pointer) final {
     WebGPU& gpu = WebGPU::Get();
     std::lock_guard<std::mutex> lock(gpu.mutex);
-    auto [begin, end] = gpu.memory.Free(pointer);
-    gpu.groups.DropThoseIn(begin, end);
+    gpu.memory.Free(pointer);
+    gpu.groups.Drop(reinterpret_cast<uint64_t>(pointer));
   }
 
   void StreamSync(Device device, TVMStreamHandle) final {

@@ -23,42 +23,45 @@ struct Bound {
   const Pipeline* pipeline = nullptr;
 };
 
-// Bound arguments, kept from step to step. Addresses are never given out twice, so an entry cannot come to mean
-// other memory; those of freed memory are dropped, since they would keep it.
+// Bound arguments, kept from step to step. Addresses are never given out twice, so an entry cannot come to mean other
+// memory; those of freed memory are dropped, since they would keep it.
 class BindGroups {
  public:
   using Key = std::vector<uint64_t>;  // the kernel, then its tensors' addresses
 
-  // What `make` returned when it was last asked about `key`.
-  template <typename Make>
-  Bound Get(const Key& key, Make make) {
-    if (auto entry = groups_.find(key); entry != groups_.end()) return entry->second;
-    Bound bound = make();
-    ++made;
-    if (groups_.size() >= kMost) Drop([](const Key&) { return true; });
-    groups_.emplace(key, bound);
-    return bound;
+  // What was added under `key`, if it is still there.
+  const Bound* Find(const Key& key) const {
+    auto entry = groups_.find(key);
+    return entry == groups_.end() ? nullptr : &entry->second;
   }
 
-  void DropThoseIn(uint64_t begin, uint64_t end) {
-    Drop([&](const Key& key) {
-      return std::any_of(key.begin() + 1, key.end(), [&](uint64_t at) { return begin <= at && at <= end; });
-    });
+  void Add(const Key& key, Bound bound, const std::vector<Span>& tensors) {
+    if (++made % kMost == 0) {  // long-lived buffers would gather the keys of groups that were dropped for others
+      for (auto& entry : groups_) wgpuBindGroupRelease(entry.second.group);
+      groups_.clear();
+      users_.clear();
+    }
+    groups_.emplace(key, bound);
+    for (const Span& tensor : tensors) users_[tensor.base].push_back(key);
+  }
+
+  // The buffer at this address is gone.
+  void Drop(uint64_t base) {
+    auto users = users_.find(base);
+    if (users == users_.end()) return;
+    for (const Key& key : users->second) {
+      if (auto entry = groups_.find(key); entry != groups_.end()) {
+        wgpuBindGroupRelease(entry->second.group);
+        groups_.erase(entry);
+      }
+    }
+    users_.erase(users);
   }
 
   uint64_t made = 0;
 
  private:
-  static constexpr size_t kMost = 8192;
-
-  template <typename Which>
-  void Drop(Which which) {
-    for (auto entry = groups_.begin(); entry != groups_.end();) {
-      bool drop = which(entry->first);
-      if (drop) wgpuBindGroupRelease(entry->second.group);
-      entry = drop ? groups_.erase(entry) : std::next(entry);
-    }
-  }
+  static constexpr uint64_t kMost = 8192;
 
   struct Hash {
     size_t operator()(const Key& key) const {
@@ -68,6 +71,7 @@ class BindGroups {
     }
   };
   std::unordered_map<Key, Bound, Hash> groups_;
+  std::unordered_map<uint64_t, std::vector<Key>> users_;
 };
 
 // The device and all that is on it.
@@ -129,14 +133,8 @@ class Kernel {
     // Kernels return if their block's number is greater than this; the blocks that filling up x adds must return too.
     scalars.push_back(static_cast<uint32_t>(extent.grid[0] - 1));
 
-    Bound bound = gpu.groups.Get(key, [&] {
-      std::vector<Span> spans;
-      for (size_t i = 0; i < tensors_.size(); ++i) {
-        spans.push_back(gpu.memory.Binding(reinterpret_cast<void*>(key[i + 1]), info_.name, tensors_[i]));
-      }
-      const Pipeline& pipeline = Ready(gpu.gpu, Aliased(spans));
-      return Bound{MakeBindGroup(gpu.gpu, pipeline, spans, gpu.queue.uniforms()), &pipeline};
-    });
+    const Bound* found = gpu.groups.Find(key);
+    Bound bound = found != nullptr ? *found : Bind(gpu, key);
     gpu.queue.Dispatch(*bound.pipeline, bound.group, scalars, static_cast<uint32_t>(x), static_cast<uint32_t>(y),
                        static_cast<uint32_t>(z));
   }
@@ -149,6 +147,17 @@ class Kernel {
       if (c == '0' || c == '1') writes_.push_back(c == '1');
     }
     return true;
+  }
+
+  Bound Bind(WebGPU& gpu, const BindGroups::Key& key) {
+    std::vector<Span> spans;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      spans.push_back(gpu.memory.Binding(reinterpret_cast<void*>(key[i + 1]), info_.name, tensors_[i]));
+    }
+    const Pipeline& pipeline = Ready(gpu.gpu, Aliased(spans));
+    Bound bound{MakeBindGroup(gpu.gpu, pipeline, spans, gpu.queue.uniforms()), &pipeline};
+    gpu.groups.Add(key, bound, spans);
+    return bound;
   }
 
   // Whether a buffer is read through one argument and written through another: WebGPU forbids that, while a buffer that

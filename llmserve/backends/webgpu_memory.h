@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <utility>
 
 #include "webgpu_device.h"
 
@@ -21,6 +20,7 @@ struct Span {
   uint64_t offset;
   uint64_t size;
   uint64_t slack = 0;
+  uint64_t base = 0;  // the buffer's first address
 };
 
 class WebGPUMemory {
@@ -52,17 +52,15 @@ class WebGPUMemory {
     return reinterpret_cast<void*>(address);
   }
 
-  // The buffer itself lives until the last command that uses it has run. Returns the range of its addresses.
-  std::pair<uint64_t, uint64_t> Free(void* pointer) {
+  // The buffer itself lives until the last command that uses it has run.
+  void Free(void* pointer) {
     auto range = ranges_.find(reinterpret_cast<uint64_t>(pointer));
     if (range == ranges_.end()) {
       TVM_FFI_THROW(ValueError) << "There is no WebGPU memory at " << pointer << " to free.";
     }
     bytes_ -= range->second.padded;
     wgpuBufferRelease(range->second.buffer);
-    std::pair<uint64_t, uint64_t> addresses{range->first, range->first + range->second.bytes};
     ranges_.erase(range);
-    return addresses;
   }
 
   // `size` bytes at `pointer`, which must all be of one allocation (its padding to whole words not counted).
@@ -73,7 +71,7 @@ class WebGPUMemory {
       TVM_FFI_THROW(ValueError) << size << " bytes at " << offset << " reach beyond WebGPU memory of " << range.bytes
                                 << " bytes.";
     }
-    return {range.buffer, offset, size, offset + size == range.bytes ? range.padded - range.bytes : 0};
+    return {range.buffer, offset, size, offset + size == range.bytes ? range.padded - range.bytes : 0, 0};
   }
 
   // What a kernel gets that is passed `pointer`: the rest of its allocation, as much as one binding may hold.
@@ -90,7 +88,7 @@ class WebGPUMemory {
                                 << " bytes; a kernel on this GPU sees " << most << " of a tensor at most.";
     }
     uint64_t rest = range.padded - offset;
-    return {range.buffer, offset, rest < most ? rest : most};
+    return {range.buffer, offset, rest < most ? rest : most, 0, reinterpret_cast<uint64_t>(pointer) - offset};
   }
 
   uint64_t bytes() const { return bytes_; }

@@ -9,6 +9,8 @@ import tvm_ffi
 
 from llmserve import backends
 
+from . import wgsl
+
 Device = tvm.runtime.Device
 copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
 
@@ -92,3 +94,15 @@ def test_what_does_not_fit_is_refused(webgpu: Device) -> None:
 def test_there_is_one_device(webgpu: Device) -> None:
     with pytest.raises(ValueError, match="There is one WebGPU device, webgpu:0"):
         tvm.runtime.empty((8,), "int8", tvm.device("webgpu", 1))
+
+
+def test_a_tensor_that_no_kernel_sees_whole(webgpu: Device) -> None:
+    most = backends.device_info("webgpu")["limits"]["maxStorageBufferBindingSize"]
+    if most > 1 << 30:
+        pytest.skip("this adapter lets kernels see tensors that are too large for a test")
+    code = """@group(0) @binding(0) var<storage, read_write> a : array<u32>;
+    @compute @workgroup_size(1) fn first() { a[0] = 7; }"""
+    kernel = wgsl.load(wgsl.device_bytes("first", code, [1]))["first"]
+    tensor = tvm.runtime.empty((most + 4,), "int8", webgpu)
+    with pytest.raises(ValueError, match=f"Argument 0 of kernel first has {most + 4} bytes; .* sees {most} of a tensor"):
+        kernel(tensor, 1, 1)
