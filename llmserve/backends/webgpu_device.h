@@ -219,7 +219,9 @@ class WebGPUDevice {
                                                      void*, void*) {
       if (refusal_.empty()) {  // the first is the cause of the others
         refusal_ = Text(message);
-        out_of_memory_ = type == WGPUErrorType_OutOfMemory;
+        // wgpu-native files it under validation.
+        bool memory = refusal_.find("Not enough memory left") != std::string::npos;
+        out_of_memory_ = memory || type == WGPUErrorType_OutOfMemory;
       }
     };
     wanted.deviceLostCallbackInfo.mode = WGPUCallbackMode_AllowSpontaneous;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tvm
@@ -104,5 +107,34 @@ def test_a_tensor_that_no_kernel_sees_whole(webgpu: Device) -> None:
     @compute @workgroup_size(1) fn first() { a[0] = 7; }"""
     kernel = wgsl.load(wgsl.device_bytes("first", code, [1]))["first"]
     tensor = tvm.runtime.empty((most + 4,), "int8", webgpu)
-    with pytest.raises(ValueError, match=f"Argument 0 of kernel first has {most + 4} bytes; .* sees {most} of a tensor"):
+    with pytest.raises(
+        ValueError, match=f"Argument 0 of kernel first has {most + 4} bytes; .* sees {most} of"
+    ):
         kernel(tensor, 1, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
+def test_memory_that_is_not_there(webgpu: Device) -> None:
+    """On a software adapter: the process may have 3 GB more, and what it gives back can be had again."""
+    if backends.device_info("webgpu")["type"] != "software":
+        pytest.skip("a GPU's memory is not the process's")
+    code = """
+import resource
+from llmserve import backends, toolchain
+toolchain.without_torch()
+backends.load("webgpu")
+import tvm
+device, held = tvm.device("webgpu"), []
+tvm.runtime.empty((1,), "int8", device)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (3 << 30),) * 2)
+try:
+    for _ in range(4):
+        held.append(tvm.runtime.empty((1 << 30,), "int8", device))
+except MemoryError as error:
+    print(len(held), error)
+held.clear()
+print(tvm.runtime.empty((1 << 30,), "int8", device).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "the GPU is out of memory" in done.stdout and done.stdout.rstrip().endswith("(1073741824,)")
