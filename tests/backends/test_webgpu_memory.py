@@ -107,9 +107,7 @@ def test_a_tensor_that_no_kernel_sees_whole(webgpu: Device) -> None:
     @compute @workgroup_size(1) fn first() { a[0] = 7; }"""
     kernel = wgsl.load(wgsl.device_bytes("first", code, [1]))["first"]
     tensor = tvm.runtime.empty((most + 4,), "int8", webgpu)
-    with pytest.raises(
-        ValueError, match=f"Argument 0 of kernel first has {most + 4} bytes; .* sees {most} of"
-    ):
+    with pytest.raises(ValueError, match=f"Argument 0 of kernel first has {most + 4} bytes; .* sees {most} of"):
         kernel(tensor, 1, 1)
 
 
