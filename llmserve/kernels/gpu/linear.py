@@ -1,7 +1,7 @@
 """y = x Wᵀ (+ b) on GPUs: weights are unpacked in registers or in shared memory, sums are float32.
 
 One row, and a few, read each weight once: lanes stride over a row's groups, and their sums are folded. Many rows go
-through tiles in shared memory. Oracle: `llmserve.quant.group.dequantize`, then a matmul in float64.
+through the tiles of tiles.py. Oracle: `llmserve.quant.group.dequantize`, then a matmul in float64.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ...platforms import Gpu
 from ..tir import T, block, build, f32, put, sized, vec, when
 from .packed import Layout, Tensors
 from .threads import barrier, ceil_div, fold, grid, local, shared
+from .tiles import many_rows
 
 LANES = 32  # threads that share an output row
 FEW_ROWS = 16  # rows of x up to which reading the weights is what takes the time
-TILE_N, DEPTH_THREADS = 64, 256
 
 
 def linear(name: str, layout: Layout, gpu: Gpu, bias: bool, out_dtype: str) -> PrimFunc:
@@ -42,7 +42,7 @@ def linear(name: str, layout: Layout, gpu: Gpu, bias: bool, out_dtype: str) -> P
                 with T.Else():
                     _few_rows(m, 4, 2, x, weights, store)
             with T.Else():
-                _tiles(m, x, weights, gpu, store)
+                many_rows(m, x, weights, gpu, store)
 
     return build(name, body)
 
@@ -133,61 +133,6 @@ def _add_group(x: Any, weights: Tensors, acc: Any, group: Any, rows: list[Any], 
             if fmt is not None:
                 value = (value - weights.zero(column, group) * total[i]) * weights.scale(column, group)
             put(acc, acc[c] + value, c)
-
-
-def _tiles(m: Any, x: Any, weights: Tensors, gpu: Gpu, store: Any) -> None:
-    """A block: a tile of rows of x against TILE_N output rows, a group of inputs at a time in shared memory."""
-    layout = weights.layout
-    depth, units = layout.group, layout.group // layout.unit
-    tile_m = 64 if 4 * depth * (64 + TILE_N) <= gpu.shared_bytes else 32
-    threads, across = DEPTH_THREADS, 16
-    down = threads // across
-    high, wide = tile_m // down, TILE_N // across  # outputs of one thread
-    with grid(threads, ceil_div(m, tile_m), -(-layout.n // TILE_N)) as (rows, columns, thread):
-        acc = local(high * wide)
-        left, right = shared((depth, tile_m)), shared((depth, TILE_N))
-        for c in range(high * wide):
-            put(acc, f32(0), c)
-        with T.serial(layout.groups) as group, block("group"):
-            barrier()
-            with T.serial(ceil_div(tile_m * depth, threads)) as step:
-                index = step * threads + thread
-                i, k = index // depth, index % depth
-                inside = rows * tile_m + i < m
-                if layout.k % depth:
-                    inside = T.And(inside, group * depth + k < layout.k)
-                with when(tile_m * depth % threads == 0 or index < tile_m * depth):
-                    value = T.if_then_else(
-                        inside, x[rows * tile_m + i, group * depth + k], T.cast(f32(0), layout.dtype)
-                    )
-                    put(left, T.cast(value, "float32"), k, i)
-            with T.serial(ceil_div(TILE_N * units, threads)) as step, block("unit"):
-                index = step * threads + thread
-                j, unit = index // units, index % units
-                with when(TILE_N * units % threads == 0 or index < TILE_N * units), block("unpack"):
-                    column = columns * TILE_N + j
-                    column = column if layout.n % TILE_N == 0 else T.min(column, layout.n - 1)
-                    for e, value in enumerate(weights.unit(column, group, unit)):
-                        put(right, value, unit * layout.unit + e, j)
-            barrier()
-            with T.serial(depth) as k, block("products"):
-                a, w = local(high), local(wide)
-                for i in range(high):
-                    put(a, left[k, thread // across * high + i], i)
-                for j in range(wide):
-                    put(w, right[k, thread % across * wide + j], j)
-                for i in range(high):
-                    for j in range(wide):
-                        put(acc, acc[i * wide + j] + a[i] * w[j], i * wide + j)
-        for i in range(high):
-            for j in range(wide):
-                row = rows * tile_m + thread // across * high + i
-                column = columns * TILE_N + thread % across * wide + j
-                inside = row < m
-                if layout.n % TILE_N:
-                    inside = T.And(inside, column < layout.n)
-                with T.If(inside), T.Then():
-                    store(row, column, acc[i * wide + j])
 
 
 def rows_of(name: str, layout: Layout, gpu: Gpu, out_dtype: str) -> PrimFunc:
