@@ -25,7 +25,8 @@ class Fragments(Protocol):
 
 
 class MatrixUnits(Protocol):
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def left(self, count: int) -> Fragments: ...
 
