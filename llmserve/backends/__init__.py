@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UnsupportedError
 from . import build
 
 _lock = threading.Lock()
@@ -38,19 +42,45 @@ def device_info(device: str) -> dict[str, Any]:
 
     Raises what `load` raises, and UnsupportedError in the driver's words when there is no such device here.
     """
-    return _call(device, "info")
+    info: dict[str, Any] = _call(device, "info")
+    return info
 
 
 def statistics(device: str) -> dict[str, int]:
     """Counters of the plugin: bytes allocated now and at most, allocations, dispatches, submissions, bind groups."""
-    return _call(device, "statistics")
+    counters: dict[str, int] = _call(device, "statistics")
+    return counters
 
 
-def _call(device: str, function: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Dispatch:
+    """One kernel that ran: its workgroups, its scalars as 32-bit words (the number of blocks less one is the last), the
+    addresses of its tensors, and the GPU's time for it (negative where the adapter does not tell)."""
+
+    kernel: str
+    workgroups: tuple[int, int, int]
+    scalars: tuple[int, ...]
+    addresses: tuple[int, ...]
+    microseconds: float
+
+
+@contextmanager
+def trace(device: str) -> Iterator[list[Dispatch]]:
+    """What the block dispatches to `device` ("webgpu"), in order; the list is filled when the block ends.
+
+    Each kernel is timed by itself and each batch is waited for, so the block takes longer than without.
+    """
+    _call(device, "start_trace")
+    dispatches: list[Dispatch] = []
+    try:
+        yield dispatches
+    finally:
+        dispatches += [Dispatch(**one) for one in _call(device, "stop_trace")]
+
+
+def _call(device: str, function: str) -> Any:
     load(device)
     import tvm_ffi
-
-    from ..errors import UnsupportedError
 
     try:
         return _plain(tvm_ffi.get_global_func(f"llmserve.{device}.{function}")())
@@ -59,4 +89,9 @@ def _call(device: str, function: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return {str(key): _plain(item) for key, item in value.items()} if hasattr(value, "items") else value
+    """TVM's maps, arrays and strings as Python's own."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    return tuple(map(_plain, value)) if isinstance(value, Sequence) else value

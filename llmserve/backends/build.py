@@ -61,7 +61,7 @@ BACKENDS = {
     "webgpu": Backend(
         (
             "webgpu.cc",
-            *(f"webgpu_{part}.h" for part in ("device", "kernel", "memory", "pipeline", "queue")),
+            *(f"webgpu_{part}.h" for part in ("device", "kernel", "memory", "pipeline", "queue", "trace")),
             "module.h",
         ),
         wgpu_needs,

@@ -20,6 +20,7 @@ namespace {
 
 using tvm::Device;
 using tvm::ffi::Any;
+using tvm::ffi::Array;
 using tvm::ffi::Bytes;
 using tvm::ffi::Function;
 using tvm::ffi::Module;
@@ -153,7 +154,8 @@ class WebGPUModule final : public ModuleObj {
   int GetPropertyMask() const final { return Module::kBinarySerializable | Module::kRunnable; }
   Bytes SaveToBytes() const final { return bytes_; }
 
-  // A kernel by its name; and `webgpu.compile(threads)`, which compiles all kernels now.
+  // A kernel by its name; `webgpu.compile(threads)`, which compiles all kernels now; and `webgpu.kernels()`, which gives
+  // each one's WGSL and, for its tensors in order, whether it writes them.
   Optional<Function> GetFunction(const String& name) final {
     if (auto kernel = kernels_.find(name); kernel != kernels_.end()) {
       return Function::FromPacked([kernel = kernel->second](PackedArgs args, Any*) { kernel->Call(args); });
@@ -161,6 +163,7 @@ class WebGPUModule final : public ModuleObj {
     if (name == "webgpu.compile") {
       return Function::FromTyped([kernels = kernels_](int64_t threads) { CompileAll(kernels, threads); });
     }
+    if (name == "webgpu.kernels") return Function::FromTyped([kernels = kernels_] { return DescribeAll(kernels); });
     return std::nullopt;
   }
 
@@ -173,6 +176,16 @@ class WebGPUModule final : public ModuleObj {
 
  private:
   using Kernels = std::map<std::string, std::shared_ptr<Kernel>>;
+
+  static InfoMap DescribeAll(const Kernels& kernels) {
+    InfoMap all;
+    for (const auto& [name, kernel] : kernels) {
+      Array<bool> writes;
+      for (bool write : kernel->writes()) writes.push_back(write);
+      all.Set(name, InfoMap{{"code", String(kernel->code())}, {"writes", writes}});
+    }
+    return all;
+  }
 
   static void CompileAll(const Kernels& kernels, int64_t threads) {
     const WebGPUDevice& gpu = WebGPU::Get().gpu;
@@ -211,6 +224,34 @@ InfoMap Statistics() {
           {"submissions", number(gpu.queue.submissions)},  {"bind_groups", number(gpu.groups.made)}};
 }
 
+void StartTrace() {
+  WebGPU& gpu = WebGPU::Get();
+  std::lock_guard<std::mutex> lock(gpu.mutex);
+  gpu.queue.Flush();
+  gpu.queue.trace.Start();
+}
+
+// One map for each dispatch since StartTrace, in order.
+Array<InfoMap> StopTrace() {
+  WebGPU& gpu = WebGPU::Get();
+  std::lock_guard<std::mutex> lock(gpu.mutex);
+  gpu.queue.Flush();
+  Array<InfoMap> dispatches;
+  auto numbers = [](const auto& values) {
+    Array<int64_t> all;
+    for (auto value : values) all.push_back(static_cast<int64_t>(value));
+    return all;
+  };
+  for (const Traced& one : gpu.queue.trace.Stop()) {
+    dispatches.push_back({{"kernel", String(one.kernel)},
+                          {"workgroups", numbers(one.workgroups)},
+                          {"scalars", numbers(one.scalars)},
+                          {"addresses", numbers(one.addresses)},
+                          {"microseconds", one.microseconds}});
+  }
+  return dispatches;
+}
+
 TVM_FFI_STATIC_INIT_BLOCK() {
   namespace refl = tvm::ffi::reflection;
   refl::GlobalDef()
@@ -218,7 +259,9 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("ffi.Module.load_from_bytes.webgpu",
            [](const Bytes& bytes) { return Module(tvm::ffi::make_object<WebGPUModule>(bytes)); })
       .def("llmserve.webgpu.info", [] { return WebGPU::Get().gpu.Describe(); })
-      .def("llmserve.webgpu.statistics", Statistics);
+      .def("llmserve.webgpu.statistics", Statistics)
+      .def("llmserve.webgpu.start_trace", StartTrace)
+      .def("llmserve.webgpu.stop_trace", StopTrace);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -106,6 +107,7 @@ class Kernel {
   }
 
   const std::string& code() const { return code_; }
+  const std::vector<bool>& writes() const { return writes_; }
 
   void Compile(const WebGPUDevice& gpu) { Ready(gpu, false); }
 
@@ -135,8 +137,9 @@ class Kernel {
 
     const Bound* found = gpu.groups.Find(key);
     Bound bound = found != nullptr ? *found : Bind(gpu, key);
-    gpu.queue.Dispatch(*bound.pipeline, bound.group, scalars, static_cast<uint32_t>(x), static_cast<uint32_t>(y),
-                       static_cast<uint32_t>(z));
+    std::array<uint32_t, 3> workgroups{static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z)};
+    key.erase(key.begin());
+    gpu.queue.Dispatch(*bound.pipeline, bound.group, scalars, workgroups, std::move(key));
   }
 
  private:

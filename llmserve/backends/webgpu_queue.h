@@ -14,27 +14,34 @@
 
 #include "webgpu_memory.h"
 #include "webgpu_pipeline.h"
+#include "webgpu_trace.h"
 
 namespace llmserve {
 
 class WebGPUQueue {
  public:
   explicit WebGPUQueue(const WebGPUDevice& gpu)
-      : gpu_(gpu),
+      : trace(gpu),
+        gpu_(gpu),
         uniforms_(gpu, 1 << 20, WGPUBufferUsage_Uniform, gpu.limits.minUniformBufferOffsetAlignment),
         uploads_(gpu, 4 << 20, WGPUBufferUsage_CopySrc, 4) {}
 
   WGPUBuffer uniforms() const { return uniforms_.buffer; }
 
-  // `scalars` is the kernel's uniform block.
-  void Dispatch(const Pipeline& kernel, WGPUBindGroup group, const std::vector<uint32_t>& scalars, uint32_t x,
-                uint32_t y, uint32_t z) {
+  // `scalars` is the kernel's uniform block; `addresses` are its tensors', for a trace.
+  void Dispatch(const Pipeline& kernel, WGPUBindGroup group, const std::vector<uint32_t>& scalars,
+                std::array<uint32_t, 3> workgroups, std::vector<uint64_t> addresses = {}) {
     Fit(uniforms_, kernel.uniform_bytes);
+    if (trace.on()) {
+      if (trace.full()) Flush();
+      EndPass();
+      pass_ = trace.Pass(Encoder(), {kernel.name, workgroups, scalars, std::move(addresses)});
+    }
     uint32_t offset = static_cast<uint32_t>(uniforms_.Add(scalars.data(), scalars.size() * 4, kernel.uniform_bytes));
     if (pass_ == nullptr) pass_ = wgpuCommandEncoderBeginComputePass(Encoder(), nullptr);
     wgpuComputePassEncoderSetPipeline(pass_, kernel.pipeline);
     wgpuComputePassEncoderSetBindGroup(pass_, 0, group, 1, &offset);
-    wgpuComputePassEncoderDispatchWorkgroups(pass_, x, y, z);
+    wgpuComputePassEncoderDispatchWorkgroups(pass_, workgroups[0], workgroups[1], workgroups[2]);
     working_ = true;
     ++dispatches;
     if (std::find(names_.begin(), names_.end(), kernel.name) == names_.end() && names_.size() < kNames) {
@@ -120,6 +127,7 @@ class WebGPUQueue {
   void Flush() {
     if (encoder_ == nullptr) return;
     EndPass();
+    trace.Resolve(encoder_);
     WGPUCommandBuffer commands = wgpuCommandEncoderFinish(encoder_, nullptr);
     wgpuCommandEncoderRelease(encoder_);
     encoder_ = nullptr;
@@ -141,6 +149,7 @@ class WebGPUQueue {
     wgpuCommandBufferRelease(commands);
     ++submissions;
     gpu_.ThrowIfRefused("A batch of commands" + names);
+    trace.Collect([this](WGPUBuffer from, void* to, uint64_t bytes) { CopyOut(to, {from, 0, bytes}); });
   }
 
   // Waits for kernels and copies within the device. Writes alone are not waited for: nobody could tell.
@@ -150,6 +159,7 @@ class WebGPUQueue {
     Settle();
   }
 
+  WebGPUTrace trace;
   uint64_t dispatches = 0;
   uint64_t submissions = 0;
 
@@ -286,7 +296,7 @@ fn merge_bytes(@builtin(global_invocation_id) id : vec3<u32>) {
     Span window{to.buffer, base, (uint64_t{end} + 3) / 4 * 4};
     WGPUBindGroup group = MakeBindGroup(gpu_, merge_, {{Scratch(), 0, kScratch}, window}, uniforms_.buffer);
     uint32_t words = (end + 3) / 4 - begin / 4;
-    Dispatch(merge_, group, {begin, end, static_cast<uint32_t>(skip), 0}, (words + 63) / 64, 1, 1);
+    Dispatch(merge_, group, {begin, end, static_cast<uint32_t>(skip), 0}, {(words + 63) / 64, 1, 1});
     wgpuBindGroupRelease(group);
   }
 

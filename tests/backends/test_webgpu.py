@@ -273,3 +273,22 @@ print(backends.device_info("webgpu")["name"])
     assert ask(name[:6].upper()).stdout.strip() == name == ask("0").stdout.strip()
     failed = ask("no such card")
     assert f"LLMSERVE_WEBGPU_ADAPTER is no such card, but there is only 0: {name}" in failed.stderr
+
+
+def test_a_trace_tells_what_ran(webgpu: Device, build: Build) -> None:
+    step = build(kernels.scale)["scale"]
+    x, out = tvm.runtime.tensor(random(1000), webgpu), tvm.runtime.empty((1000,), "float32", webgpu)
+    short = view(x, 0, 640), view(out, 0, 640)
+    with backends.trace("webgpu") as dispatches:
+        for i in range(1500):  # more than one batch can time
+            step(*((x, out) if i % 2 == 0 else short), float(i), 640 if i % 2 else 1000)
+    assert [d.kernel for d in dispatches] == ["scale_kernel"] * 1500
+    assert [d.workgroups for d in dispatches[:2]] == [(16, 1, 1), (10, 1, 1)]
+    assert sorted(dispatches[3].scalars) == [9, 640, int(np.float32(3).view("uint32"))]
+    assert len(set(dispatches[0].addresses)) == 2
+    timed = backends.device_info("webgpu")["features"]["timestamp-query"]
+    assert all(d.microseconds >= 0 if timed else d.microseconds < 0 for d in dispatches)
+    step(x, out, 1.0, 1000)
+    with backends.trace("webgpu") as dispatches:
+        pass
+    assert not dispatches
