@@ -75,8 +75,8 @@ class EngineConfig(_Section):
     Attributes:
         max_model_len: tokens that a prompt and its completion may have together; None is the model's own limit.
         max_num_seqs: sequences that run at once.
-        max_num_batched_tokens: tokens computed in one step, over all sequences. More would not be faster on a CPU, and
-            a prompt that waits would wait for its neighbours' as well.
+        max_num_batched_tokens: tokens computed in one step, over all sequences; None is what the device needs to be
+            busy. More would not be faster, and a prompt that waits would wait for its neighbours' as well.
         page_size: tokens per page of KV cache.
         kv_cache_memory: bytes for the KV cache; None leaves the choice to the engine.
         num_pages: pages of KV cache, which wins over `kv_cache_memory`.
@@ -87,7 +87,7 @@ class EngineConfig(_Section):
 
     max_model_len: int | None = Field(default=None, gt=0)
     max_num_seqs: int = Field(default=64, gt=0)
-    max_num_batched_tokens: int = Field(default=128, gt=0)
+    max_num_batched_tokens: int | None = Field(default=None, gt=0)
     page_size: int = Field(default=16, gt=0)
     kv_cache_memory: Size | None = None
     num_pages: int | None = Field(default=None, gt=0)

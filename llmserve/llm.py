@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from .compile.build import Build, Limits, Notify, silent
+from .compile.build import Build, Notify, silent
 from .config import EngineConfig, sampling_defaults
 from .config import build as checked
 from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
@@ -86,7 +86,7 @@ class LLM:
             quant=quant,
             device=device,
             arch=arch,
-            limits=Limits.of(config),
+            engine=config,
             notify=notify,
             calibrate=calibrate,
             calibration_data=calibration_data,

@@ -58,6 +58,7 @@ class Platform:
         compute_dtypes: what activations may be in, the default first; picks a scheme's variant (q4f32_1, q4f16_1).
         target: TVM's target, less what is found out on the machine (`mcpu`) and what the family of GPUs adds.
         gpus: the families that are known, by what `--arch` takes. Of CPUs, see kernels/cpu/isa.py.
+        step_tokens: tokens in a step that keep it busy.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Platform:
     compute_dtypes: tuple[str, ...]
     target: Mapping[str, Any]
     gpus: Mapping[str, Gpu] = field(default_factory=dict)
+    step_tokens: int = 128
 
     def computes_in(self, quant: str | None) -> str:
         """The dtype of activations under a scheme: its name may ask for float32, and the platform must have it."""
@@ -98,7 +100,7 @@ PLATFORMS: Mapping[str, Platform] = {
     row.name: row
     for row in (
         Platform("cpu", "cpu", ("float32",), {"kind": "llvm"}),
-        Platform("cuda", "gpu", _BOTH, {"kind": "cuda"}, _nvidia(75, 80, 86, 87, 89, 90, 100, 120)),
+        Platform("cuda", "gpu", _BOTH, {"kind": "cuda"}, _nvidia(75, 80, 86, 87, 89, 90, 100, 120), 2048),
         Platform(
             "rocm",
             "gpu",
@@ -106,9 +108,10 @@ PLATFORMS: Mapping[str, Platform] = {
             {"kind": "rocm"},
             # CDNA runs 64 threads in lockstep, RDNA 32.
             {**_amd(64, "gfx90a", "gfx942"), **_amd(32, "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1201")},
+            2048,
         ),
-        Platform("metal", "gpu", _BOTH, {"kind": "metal"}, {"apple": _APPLE}),
-        Platform("webgpu", "gpu", _BOTH, {"kind": "webgpu"}, {"f16": _WEBGPU, "f32": _WEBGPU_F32}),
+        Platform("metal", "gpu", _BOTH, {"kind": "metal"}, {"apple": _APPLE}, 512),
+        Platform("webgpu", "gpu", _BOTH, {"kind": "webgpu"}, {"f16": _WEBGPU, "f32": _WEBGPU_F32}, 512),
     )
 }
 

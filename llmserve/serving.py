@@ -7,7 +7,7 @@ from typing import Any
 from .api.app import create_app
 from .api.launch import check, run
 from .api.state import ServedModel
-from .compile.build import Build, Limits
+from .compile.build import Build
 from .config import Config, sampling_defaults
 from .console import Steps, say
 from .engine import AsyncEngine
@@ -27,7 +27,7 @@ def serve(config: Config) -> None:
             quant=model.quant,
             device=model.device,
             arch=model.arch,
-            limits=Limits.of(config.engine),
+            engine=config.engine,
             notify=steps,
             calibrate=model.calibrate,
             calibration_data=model.calibration_data,

@@ -54,13 +54,14 @@ def silent(step: str, detail: str, fraction: float | None) -> None:
 class Limits:
     """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
 
-    max_num_batched_tokens: int = 128
+    max_num_batched_tokens: int
     max_num_seqs: int = 64
     page_size: int = 16
 
     @classmethod
-    def of(cls, config: EngineConfig) -> Limits:
-        return cls(config.max_num_batched_tokens, config.max_num_seqs, config.page_size)
+    def of(cls, config: EngineConfig, platform: Platform) -> Limits:
+        tokens = config.max_num_batched_tokens or max(platform.step_tokens, config.max_num_seqs)
+        return cls(tokens, config.max_num_seqs, config.page_size)
 
 
 class Build:
@@ -73,7 +74,7 @@ class Build:
         quant: str | None = None,
         device: str | None = None,
         arch: str | None = None,
-        limits: Limits | None = None,
+        engine: EngineConfig | None = None,
         notify: Notify = silent,
         calibrate: str | None = None,
         calibration_data: str | Path | None = None,
@@ -95,7 +96,7 @@ class Build:
         self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
         self.platform: Platform = find(device)
         self.arch = arch
-        self.limits = limits or Limits()
+        self.limits = Limits.of(engine or EngineConfig(), self.platform)
         self.notify = notify
         self.notes: list[str] = []
         self._takeover = ""
@@ -290,7 +291,8 @@ class Build:
             module, names = self.model.export_tvm(self.model.spec())
         limits = self.limits
         tokens = limits.max_num_batched_tokens
-        bounds = {"num_tokens": tokens, "num_rows": tokens, "num_logits": limits.max_num_seqs}
+        tiles = tokens // self.kernels.query_tile(self.model.attention_shape) + limits.max_num_seqs
+        bounds = {"num_tokens": tokens, "num_rows": tokens, "num_logits": limits.max_num_seqs, "num_tiles": tiles}
         self.notify("compile", f"for {self.kernels.name}", None)
         executable = compile_module(module, self.target, bounds)
         self.notify("compile", "linking", None)

@@ -21,7 +21,7 @@ def scheduler_config(model: CompiledModel, config: EngineConfig) -> SchedulerCon
     """The scheduler's limits for a model on this machine, now. Raises ConfigError where they cannot be met."""
     return SchedulerConfig(
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=model.interface.max_num_batched_tokens,
         max_model_len=model.max_model_len,
         page_size=model.interface.page_size,
         num_pages=choose_num_pages(model, config),
