@@ -54,13 +54,18 @@ def statistics(device: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One kernel that ran: its workgroups, its scalars as 32-bit words (the number of blocks less one is the last), the
-    addresses of its tensors, and the GPU's time for it (negative where the adapter does not tell)."""
+    """One kernel that ran.
+
+    Attributes:
+        scalars: its uniform block, as unsigned 32-bit words; the last is the number of blocks less one.
+        bindings: of each tensor, its buffer's first address and bytes, and the offset and bytes of what is bound.
+        microseconds: the GPU's time for it; negative where the adapter does not tell.
+    """
 
     kernel: str
     workgroups: tuple[int, int, int]
     scalars: tuple[int, ...]
-    addresses: tuple[int, ...]
+    bindings: tuple[tuple[int, int, int, int], ...]
     microseconds: float
 
 

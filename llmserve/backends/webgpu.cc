@@ -243,10 +243,14 @@ Array<InfoMap> StopTrace() {
     return all;
   };
   for (const Traced& one : gpu.queue.trace.Stop()) {
+    Array<Array<int64_t>> bindings;
+    for (const Traced::Binding& binding : one.bindings) {
+      bindings.push_back(numbers(std::array{binding.base, binding.buffer_bytes, binding.offset, binding.bytes}));
+    }
     dispatches.push_back({{"kernel", String(one.kernel)},
                           {"workgroups", numbers(one.workgroups)},
                           {"scalars", numbers(one.scalars)},
-                          {"addresses", numbers(one.addresses)},
+                          {"bindings", bindings},
                           {"microseconds", one.microseconds}});
   }
   return dispatches;

@@ -138,8 +138,13 @@ class Kernel {
     const Bound* found = gpu.groups.Find(key);
     Bound bound = found != nullptr ? *found : Bind(gpu, key);
     std::array<uint32_t, 3> workgroups{static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z)};
-    key.erase(key.begin());
-    gpu.queue.Dispatch(*bound.pipeline, bound.group, scalars, workgroups, std::move(key));
+    std::vector<Traced::Binding> bindings;
+    if (gpu.queue.trace.on()) {
+      for (const Span& span : Spans(gpu.memory, key)) {
+        bindings.push_back({span.base, span.buffer_bytes, span.offset, span.size});
+      }
+    }
+    gpu.queue.Dispatch(*bound.pipeline, bound.group, scalars, workgroups, std::move(bindings));
   }
 
  private:
@@ -152,11 +157,16 @@ class Kernel {
     return true;
   }
 
-  Bound Bind(WebGPU& gpu, const BindGroups::Key& key) {
+  std::vector<Span> Spans(const WebGPUMemory& memory, const BindGroups::Key& key) const {
     std::vector<Span> spans;
     for (size_t i = 0; i < tensors_.size(); ++i) {
-      spans.push_back(gpu.memory.Binding(reinterpret_cast<void*>(key[i + 1]), info_.name, tensors_[i]));
+      spans.push_back(memory.Binding(reinterpret_cast<void*>(key[i + 1]), info_.name, tensors_[i]));
     }
+    return spans;
+  }
+
+  Bound Bind(WebGPU& gpu, const BindGroups::Key& key) {
+    std::vector<Span> spans = Spans(gpu.memory, key);
     const Pipeline& pipeline = Ready(gpu.gpu, Aliased(spans));
     Bound bound{MakeBindGroup(gpu.gpu, pipeline, spans, gpu.queue.uniforms()), &pipeline};
     gpu.groups.Add(key, bound, spans);

@@ -6,6 +6,7 @@
 
 #include <tvm/ffi/error.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -20,7 +21,8 @@ struct Span {
   uint64_t offset;
   uint64_t size;
   uint64_t slack = 0;
-  uint64_t base = 0;  // the buffer's first address
+  uint64_t base = 0;          // the buffer's first address
+  uint64_t buffer_bytes = 0;  // and size
 };
 
 class WebGPUMemory {
@@ -71,7 +73,7 @@ class WebGPUMemory {
       TVM_FFI_THROW(ValueError) << size << " bytes at " << offset << " reach beyond WebGPU memory of " << range.bytes
                                 << " bytes.";
     }
-    return {range.buffer, offset, size, offset + size == range.bytes ? range.padded - range.bytes : 0, 0};
+    return {range.buffer, offset, size, offset + size == range.bytes ? range.padded - range.bytes : 0};
   }
 
   // What a kernel gets that is passed `pointer`: the rest of its allocation, as much as one binding may hold.
@@ -88,7 +90,7 @@ class WebGPUMemory {
                                 << " bytes; a kernel on this GPU sees " << most << " of a tensor at most.";
     }
     uint64_t rest = range.padded - offset;
-    return {range.buffer, offset, rest < most ? rest : most, 0, reinterpret_cast<uint64_t>(pointer) - offset};
+    return {range.buffer, offset, std::min(rest, most), 0, reinterpret_cast<uint64_t>(pointer) - offset, range.padded};
   }
 
   uint64_t bytes() const { return bytes_; }

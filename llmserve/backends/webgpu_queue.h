@@ -28,14 +28,14 @@ class WebGPUQueue {
 
   WGPUBuffer uniforms() const { return uniforms_.buffer; }
 
-  // `scalars` is the kernel's uniform block; `addresses` are its tensors', for a trace.
+  // `scalars` is the kernel's uniform block; `bindings` are for a trace.
   void Dispatch(const Pipeline& kernel, WGPUBindGroup group, const std::vector<uint32_t>& scalars,
-                std::array<uint32_t, 3> workgroups, std::vector<uint64_t> addresses = {}) {
+                std::array<uint32_t, 3> workgroups, std::vector<Traced::Binding> bindings = {}) {
     Fit(uniforms_, kernel.uniform_bytes);
     if (trace.on()) {
       if (trace.full()) Flush();
       EndPass();
-      pass_ = trace.Pass(Encoder(), {kernel.name, workgroups, scalars, std::move(addresses)});
+      pass_ = trace.Pass(Encoder(), {kernel.name, workgroups, scalars, std::move(bindings)});
     }
     uint32_t offset = static_cast<uint32_t>(uniforms_.Add(scalars.data(), scalars.size() * 4, kernel.uniform_bytes));
     if (pass_ == nullptr) pass_ = wgpuCommandEncoderBeginComputePass(Encoder(), nullptr);

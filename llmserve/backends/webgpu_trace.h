@@ -12,10 +12,16 @@
 namespace llmserve {
 
 struct Traced {
+  struct Binding {
+    uint64_t base;          // the buffer's first address, which stands for it
+    uint64_t buffer_bytes;  // all of it
+    uint64_t offset;        // where what is bound begins
+    uint64_t bytes;         // and how much that is
+  };
   std::string kernel;
   std::array<uint32_t, 3> workgroups;
   std::vector<uint32_t> scalars;
-  std::vector<uint64_t> addresses;
+  std::vector<Binding> bindings;
   double microseconds = -1;  // unknown: the adapter has no timestamps
 };
 
