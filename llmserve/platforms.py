@@ -1,4 +1,4 @@
-"""Platforms: the hardware that llmserve compiles for, as rows of facts. Finding out which is there happens here too.
+"""Platforms: the hardware that llmserve compiles for, as rows of facts. Which of it is there: detect.py and trial.py.
 
 A row says what a compiler needs to know; the kernels that a platform prefers live in kernels/. No tvm: `target` is a
 plain dict, which TVM's Target is made from where tvm may be imported.
@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .detect import best_device
 from .errors import UnsupportedError
+from .trial import works
 
 
 @dataclass(frozen=True, eq=False)  # rows are themselves: compared and hashed by identity
@@ -30,7 +32,7 @@ class Gpu:
     """
 
     name: str
-    target: Mapping[str, Any]
+    target: Mapping[str, Any] = field(hash=False)
     warp: int = 32
     threads: int = 1024
     shared_bytes: int = 48 << 10
@@ -87,7 +89,8 @@ def _nvidia(*capabilities: int) -> Mapping[str, Gpu]:
 
 
 def _amd(warp: int, *names: str) -> Mapping[str, Gpu]:
-    return {name: Gpu(name, {"mcpu": name}, warp=warp, shared_bytes=64 << 10) for name in names}
+    # 256 threads: what TVM tells LLVM that a block has at most, where it cannot ask a device.
+    return {name: Gpu(name, {"mcpu": name}, warp=warp, threads=256, shared_bytes=64 << 10) for name in names}
 
 
 _APPLE = Gpu("apple", {}, shared_bytes=32 << 10, matrix="simdgroup")
@@ -119,7 +122,7 @@ PLATFORMS: Mapping[str, Platform] = {
 def find(device: str | None) -> Platform:
     """The row of that name; None and "auto" mean the best one of this machine. Raises UnsupportedError."""
     if device in (None, "auto"):
-        return PLATFORMS["cpu"]
+        return PLATFORMS[best_device(PLATFORMS, works)]
     if device not in PLATFORMS:
         close = difflib.get_close_matches(str(device), PLATFORMS, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -38,7 +38,12 @@ ENGINE_FACE = {"engine.__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "platforms": {"errors"},
+    # Finding devices knows no platform's row, and asks files and programs only. That a device works is found out in
+    # another process, so it needs no compiler; what was found is kept beside what is compiled.
+    "machine": set(),
+    "detect": {"machine"},
+    "trial": {"compile.artifact", "detect", "toolchain"},
+    "platforms": {"errors", "detect", "trial"},
     "toolchain": {"errors"},
     "text": {"errors"},
     # Formats are numpy; which storage a matrix gets is asked of the platform's kernel set, by its protocol only.
@@ -58,9 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compile.calibration_data": {"errors", "text"},
     "compile.texts": {"errors", "text"},
     # Plugins for TVM are things made, so they are kept where compiled models are.
-    "backends": {"errors", "toolchain", "compile.artifact"},
+    "backends": {"errors", "toolchain", "machine", "compile.artifact"},
+    # What compiling needs is said without a compiler, to those who have none.
+    "compile.tools": {"errors", "machine"},
     "compile": {
-        *("__init__", "errors", "config", "toolchain", "platforms"),
+        *("__init__", "errors", "config", "toolchain", "machine", "detect", "platforms"),
         *("models", "quant", "kernels", "weights", "backends"),
     },
     **{name: {"errors", *ENGINE_PURE} for name in ENGINE_PURE},
@@ -115,7 +122,11 @@ STANDARD_LIBRARY_ONLY = {
     "errors",
     "platforms",
     "toolchain",
+    "machine",
+    "detect",
+    "trial",
     "compile.artifact",
+    "compile.tools",
     "models.config",
     "engine.core",
     "engine.grammar_bounds",

@@ -14,18 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedError
-from . import build
+from . import build, cuda
 
 _lock = threading.Lock()
 _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def load(device: str) -> None:
-    """Makes TVM know `device` ("webgpu"); compiles the plugin at first use. Devices that TVM brings itself are let be.
+    """Makes TVM know `device` ("webgpu"); compiles the plugin at first use. Devices that TVM brings itself are let be,
+    but for CUDA's libraries, which it does not look for.
 
-    Raises UnsupportedError (a package or a compiler is missing) and ArtifactError (the plugin does not compile).
+    Raises UnsupportedError (a driver, a package or a compiler is missing) and ArtifactError (the plugin does not
+    compile).
     """
     with _lock:
+        if device == "cuda":
+            cuda.load_runtime()
         if device not in build.BACKENDS or device in _loaded:
             return
         needs = build.BACKENDS[device].needs()

@@ -90,8 +90,8 @@ def obtain(name: str, needs: Needs) -> Path:
     return artifact.obtain(KIND, causes, make) / LIBRARY_FILE
 
 
-def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path) -> None:
-    """Compiles one source file to a shared library. Raises as `obtain` does."""
+def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path, more: tuple[str, ...] = ()) -> None:
+    """Compiles one source file to a shared library, with `more` flags. Raises as `obtain` does."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None or sys.platform == "win32":
         raise UnsupportedError(
@@ -100,7 +100,7 @@ def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path) -> No
     headers = (*(package_directory(name) / "include" for name in ("tvm", "tvm_ffi")), *includes)
     # What is of TVM and of the device's own library is found in the process at load time.
     flags = (*_FLAGS, "-undefined", "dynamic_lookup") if sys.platform == "darwin" else _FLAGS
-    command = [compiler, *flags, *(f"-I{path}" for path in headers), str(source), "-o", str(output)]
+    command = [compiler, *flags, *more, *(f"-I{path}" for path in headers), str(source), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ArtifactError(f"{compiler} could not compile {source.name} ({' '.join(command)}): {done.stderr[:2000]}")

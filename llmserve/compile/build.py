@@ -24,7 +24,7 @@ from ..models import rope
 from ..models.base import CausalLM, read_family
 from ..models.config import read_config
 from ..models.layers import PageFormat
-from ..platforms import Platform, find
+from ..platforms import PLATFORMS, Platform, find
 from ..quant import mixed
 from ..quant import scheme as schemes
 from ..toolchain import tvm_version
@@ -36,12 +36,15 @@ from ..weights.source import PlainSource
 from . import artifact, judging
 from .adopt import adopt
 from .calibrate import is_rounded, parse
-from .compiled import LIBRARY_FILE, CompiledModel, Interface
+from .compiled import CompiledModel, Interface
 from .conversion import Conversion, Notify
-from .host import compute_dtype, kernel_set, linker
+from .environment import environment
+from .host import compute_dtype, gpu_arch, kernel_set, linker
+from .linking import complete, export
 from .pipeline import compile_module
 from .subject import Subject
 from .texts import Text
+from .tools import require
 
 DEFAULT_CONTEXT = 8192
 
@@ -183,11 +186,12 @@ class Build:
 
     @cached_property
     def subject(self) -> Subject:
-        """The checkpoint, for what is to be done with it on this machine."""
+        """The checkpoint, for what is to be done with it on this machine's CPU: conversion, calibration, judging."""
         source = self.source or PlainSource(self.directory, self.raw_config)
-        return Subject(
-            self.label, source, self.raw_config, self.family, self.config, self.kernels, self.target, self.platform.name
-        )
+        cpu = PLATFORMS["cpu"]
+        # Whatever the model is compiled for: it may be for another machine, and layers are measured in float32.
+        kernels, target = kernel_set(cpu, self.arch if self.platform is cpu else None, "float32")
+        return Subject(self.label, source, self.raw_config, self.family, self.config, kernels, target, cpu.name)
 
     @cached_property
     def conversion(self) -> Conversion:
@@ -265,9 +269,9 @@ class Build:
 
     # --- library: model → machine code
 
-    def library(self) -> Path:
-        """Directory with the compiled library and its interface."""
-        causes = {
+    @cached_property
+    def _library_causes(self) -> dict[str, Any]:
+        return {
             "model": self.label,
             **self.scheme.stored,
             "platform": self.kernels.name,
@@ -280,12 +284,22 @@ class Build:
             ),
             "version": __version__,
         }
-        if path := artifact.landed("library", causes):
-            return path
-        return artifact.obtain("library", causes, self._compile)
+
+    def library(self) -> Path:
+        """Directory with the compiled library and its interface."""
+        path = artifact.landed("library", self._library_causes)
+        path = path or artifact.obtain("library", self._library_causes, self._compile)
+        complete(path, self.target)
+        return path
+
+    def check_tools(self) -> None:
+        """Raises ArtifactError or UnsupportedError if there is something to compile and a tool for it is missing."""
+        if not artifact.landed("library", self._library_causes):
+            require(self.platform.name, gpu_arch(self.platform, self.arch))
 
     def _compile(self, directory: Path) -> None:
         began = time.perf_counter()
+        environment(self.platform.name, gpu_arch(self.platform, self.arch))
         self.notify("compile", "tracing", None)
         with using(self.kernels):
             module, names = self.model.export_tvm(self.model.spec())
@@ -296,7 +310,7 @@ class Build:
         self.notify("compile", f"for {self.kernels.name}", None)
         executable = compile_module(module, self.target, bounds)
         self.notify("compile", "linking", None)
-        executable.export_library(str(directory / LIBRARY_FILE), fcompile=linker(self.platform))
+        left = export(executable, directory, linker(self.platform), self.target)
         attention = self.model.attention_shape
         Interface(
             device=self.platform.name,
@@ -311,7 +325,8 @@ class Build:
             max_num_seqs=limits.max_num_seqs,
         ).write(directory)
         self.notify("compile", "done", 1.0)
-        self.notes.append(f"Compiled for {self.kernels.name} in {time.perf_counter() - began:.1f} s.")
+        took = f"Compiled for {self.kernels.name} in {time.perf_counter() - began:.1f} s."
+        self.notes += [took] if left is None else [took, left]
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
         """All three steps. `max_model_len` None is the model's own limit, or DEFAULT_CONTEXT if that is longer."""
@@ -321,6 +336,7 @@ class Build:
                 f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
             )
         length = max_model_len or min(longest, DEFAULT_CONTEXT)
+        self.check_tools()
         # Weights first: what is wrong with a checkpoint shows before anything is compiled.
         source, params, library = self.weights(), self.params(), self.library()
         cos, sin = rope.tables(self.config, length)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import detect
 from ..errors import ArtifactError, UnsupportedError
 from ..kernels.base import KernelSet
 from ..platforms import Gpu, Platform
@@ -46,11 +47,16 @@ def _gpu(platform: Platform, arch: str | None, dtype: str) -> tuple[KernelSet, M
     return kernels, {**platform.target, **gpu.attributes, "host": host}
 
 
+def gpu_arch(platform: Platform, arch: str | None) -> str | None:
+    """The family of GPUs that is compiled for, by name; None for CPUs. Raises UnsupportedError as `kernel_set` does."""
+    return _gpu_family(platform, arch).name if platform.kernels == "gpu" else None
+
+
 def _gpu_family(platform: Platform, arch: str | None) -> Gpu:
-    arch = arch or _ANY_GPU.get(platform.name)
+    arch = arch or detect.arch(platform.name) or _ANY_GPU.get(platform.name)
     if arch is None:
         raise UnsupportedError(
-            f"Compiling for {platform.name} needs to know the GPU's family; "
+            f"Compiling for {platform.name} needs to know the GPU's family, and this machine has none; "
             f"say it with --arch, one of {', '.join(platform.gpus)}."
         )
     return platform.gpu(arch)

@@ -30,7 +30,7 @@ class Subject:
         label: what listings call it.
         source: its tensors, and what goes with them.
         raw_config: its config.json.
-        kernels, target, device: of the platform at hand.
+        kernels, target, device: of the CPU that works on it.
     """
 
     label: str
