@@ -165,7 +165,9 @@ def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, .
     elif operator == "embedding":
         nbytes = sizes[-1] + rows * sum(sizes[1:-1]) // work.vocab
     elif "linear" in operator:
-        m, k, n = int(tensors[0].shape[0]), int(tensors[0].shape[1]), int(tensors[-1].shape[1])
+        # Norms and activations are part of the matrix that they are for; one that adds also writes the sum.
+        m, k = (int(n) for n in tensors[0].shape)
+        k, n = k // 2 if operator == "gated_linear" else k, int(tensors[-2 if "add" in operator else -1].shape[1])
         operator, flops = f"{operator} {n}x{k}", 2 * m * n * k
     return Call(operator, nbytes, flops, function, arguments)
 

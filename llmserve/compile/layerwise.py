@@ -51,6 +51,23 @@ class _Recorded:
         self.tape.append(x)
         return self.weight.matmul(x, params, out)
 
+    def normed_matmul(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        params: Mapping[str, Tensor],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return self.matmul(active().rms_norm(x, norm_weight, eps), params, out), x
+        x, residual = active().add_rms_norm(x, residual, norm_weight, eps)
+        return self.matmul(x, params, out), residual
+
+    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        return self.matmul(active().gated_silu(gate_up), params)
+
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         return self.weight.lookup(ids, params)
 

@@ -87,6 +87,20 @@ class Weight(Protocol):
     def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
         """x [M, in] → x Wᵀ + b [M, out], written into the caller's `out` if there is one."""
 
+    def normed_matmul(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        params: Mapping[str, Tensor],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`matmul` of `KernelSet.add_rms_norm` (without a residual `rms_norm`), and x + residual (or x)."""
+
+    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """`matmul` of `KernelSet.gated_silu`."""
+
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """ids int32 [M] → rows [M, in]."""
 
@@ -107,9 +121,11 @@ class KernelSet(Protocol):
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(rms_norm(x + residual), x + residual)."""
 
-    def gated_silu(self, gate_up: Tensor) -> Tensor: ...
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, where gate_up [M, 2 * width] holds gate, then up."""
 
-    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor: ...
+    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
+        """(x + residual)[rows]; x, residual [M, width], rows int32 [R] → [R, width]."""
 
     def query_tile(self, shape: AttentionShape) -> int:
         """Consecutive query tokens that one attention tile may hold."""

@@ -53,6 +53,12 @@ class CausalLM(nn.Module):
         shape: AttentionShape = self.model.layers[0].self_attn.shape
         return shape
 
+    @property
+    def head_matrix(self) -> Linear:
+        """What hidden states are multiplied with for logits."""
+        head: Linear = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head
+
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """The weight matrices by name: what a quantization scheme decides about."""
         return ((name, module) for name, module in walk(self) if isinstance(module, Matrix))
@@ -81,7 +87,8 @@ class CausalLM(nn.Module):
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
         )
-        return self.head(self.model(batch, pages), logits)
+        logits, _ = self.head_matrix.normed(self.model(batch, pages), None, self.model.norm, logits)
+        return logits
 
     def hidden(
         self,
@@ -103,12 +110,11 @@ class CausalLM(nn.Module):
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, rows, cos, sin
         )
-        return self.model(batch, pages)
+        return self.model.norm(self.model(batch, pages))
 
     def head(self, hidden: Tensor, logits: Tensor) -> Tensor:
         """Normed hidden states [R, hidden] → logits float32 [R, vocab], written and returned."""
-        project = self.model.embed_tokens.project if self.config.tie_word_embeddings else self.lm_head
-        return project(hidden, logits)
+        return self.head_matrix(hidden, logits)
 
     def sample(
         self,

@@ -55,17 +55,25 @@ class Linear(Matrix):
         kernel, params = self._bound()
         return kernel.matmul(x, params, out)
 
+    def normed(
+        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(the product with norm(x + residual), x + residual); a residual of None adds nothing."""
+        kernel, params = self._bound()
+        return kernel.normed_matmul(x, residual, norm.weight, norm.eps, params, out)
 
-class Embedding(Matrix):
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """The product with silu(gate) * up, where gate_up [M, 2 * in] holds gate, then up."""
+        kernel, params = self._bound()
+        return kernel.gated_matmul(gate_up, params)
+
+
+class Embedding(Linear):
     """Token ids [M] → rows [M, in]; the same matrix can serve as the output head."""
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         kernel, params = self._bound()
         return kernel.lookup(ids, params)
-
-    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        kernel, params = self._bound()
-        return kernel.matmul(x, params, out)
 
 
 class RMSNorm(nn.Module):
@@ -75,10 +83,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return active().rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm(x + residual), x + residual)."""
-        return active().add_rms_norm(x, residual, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,14 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(dim, self.eps)
             self.k_norm = RMSNorm(dim, self.eps)
 
-    def forward(self, x: Tensor, batch: Batch, pages: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: Batch, pages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(attention over norm(x + residual), x + residual)."""
         norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
-        q, pages = active().rope_append(self.qkv_proj(x), norms, self.eps, batch, pages, self.shape)
-        return self.o_proj(active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5))
+        qkv, residual = self.qkv_proj.normed(x, residual, norm)
+        q, pages = active().rope_append(qkv, norms, self.eps, batch, pages, self.shape)
+        return self.o_proj(active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5)), residual
 
 
 class GatedMLP(nn.Module):
@@ -116,12 +124,15 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = Linear(2 * config.intermediate_size, config.hidden_size, config.mlp_bias)
         self.down_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(active().gated_silu(self.gate_up_proj(x)))
+    def forward(self, x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """(MLP of norm(x + residual), x + residual)."""
+        gate_up, residual = self.gate_up_proj.normed(x, residual, norm)
+        return self.down_proj.gated(gate_up), residual
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block. The residual sum travels beside the branch, so that each norm takes both in one pass."""
+    """Pre-norm block. The residual sum travels beside the branch, and norms belong to the matmuls after them, so that
+    one pass over a row adds, normalises and rounds it."""
 
     def __init__(self, config: DecoderConfig, pages: PageFormat, window: int) -> None:
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -130,13 +141,8 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, batch, pages)
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        x, residual = self.self_attn(x, residual, self.input_layernorm, batch, pages)
+        return self.mlp(x, residual, self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
@@ -146,10 +152,8 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, batch: Batch, pages: list[Tensor]) -> Tensor:
-        """Normed hidden states [R, hidden] of the batch's logit rows."""
-        x, residual = self.embed_tokens(batch.token_ids), None
+        """Hidden states [R, hidden] of the batch's logit rows, before the last norm."""
+        x, residual = self.embed_tokens.lookup(batch.token_ids), None
         for layer, layer_pages in zip(self.layers, pages, strict=True):
             x, residual = layer(x, residual, batch, layer_pages)
-        rows = (active().take_rows(t, batch.logit_rows) for t in (x, residual))
-        x, _ = self.norm.add(*rows)
-        return x
+        return active().take_sums(x, residual, batch.logit_rows)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from llmserve.kernels.cpu import elementwise, layout
+from llmserve.kernels.cpu.elementwise import made_rows
+from llmserve.kernels.cpu.rows import Gate, Norm
 from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
 
 from .harness import RUNNABLE, compiled
@@ -25,9 +27,9 @@ def test_rms_norm_with_and_without_residual(isa):
             return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight
 
         y, total = np.empty_like(x), np.empty_like(x)
-        compiled(elementwise.rms_norm("norm", width, 1e-5, isa, False), isa)(x, weight, y)
+        compiled(made_rows("norm", width, isa, Norm(1e-5, False)), isa)(x, weight, y)
         np.testing.assert_allclose(y, expected(x), rtol=2e-6, atol=1e-6)
-        compiled(elementwise.rms_norm("norm", width, 1e-5, isa, True), isa)(x, r, weight, y, total)
+        compiled(made_rows("norm", width, isa, Norm(1e-5, True)), isa)(x, r, weight, y, total)
         np.testing.assert_array_equal(total, x + r)
         np.testing.assert_allclose(y, expected(x + r), rtol=2e-6, atol=1e-6)
 
@@ -37,7 +39,7 @@ def test_gated_activation_over_the_whole_range(isa):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(np.float32)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(np.float32)
     out = np.empty((1, gate.size), np.float32)
-    kernel = compiled(elementwise.gated_activation("silu", gate.size, isa), isa)
+    kernel = compiled(made_rows("silu", gate.size, isa, Gate()), isa)
     kernel(np.concatenate([gate, up])[None], out)
     wide = gate.astype(np.float64)
     with np.errstate(over="ignore"):
@@ -72,13 +74,13 @@ def test_rows_with_zero_points_equal_dequantization(isa):
 
 @both
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_float_rows_and_take_rows(dtype, isa):
+def test_float_rows_and_sums_of_rows(dtype, isa):
     rng = np.random.default_rng(3)
     w = rng.standard_normal((20, 24)).astype(dtype)
     ids = np.array([0, 19, 7, 7], np.int32)
     out = np.empty((4, 24), np.float32)
     compiled(elementwise.float_rows("rows", 20, 24, dtype, isa), isa)(ids, layout.tile_float(w, isa.rows), out)
     np.testing.assert_array_equal(out, w[ids].astype(np.float32))
-    x = rng.standard_normal((20, 24)).astype(np.float32)
-    compiled(elementwise.take_rows("take", 24, isa), isa)(x, ids, out)
-    np.testing.assert_array_equal(out, x[ids])
+    x, r = (rng.standard_normal((20, 24)).astype(np.float32) for _ in "xr")
+    compiled(elementwise.take_sums("take", 24, isa), isa)(x, r, ids, out)
+    np.testing.assert_array_equal(out, (x + r)[ids])

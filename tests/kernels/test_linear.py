@@ -7,8 +7,10 @@ import pytest
 import tvm
 
 from llmserve.kernels.cpu import layout
+from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.isa import ISAS
 from llmserve.kernels.cpu.linear import float_linear, quantize_activations, quantized_linear
+from llmserve.kernels.cpu.rows import Gate, Norm
 from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize, unpack
 
 from .harness import RUNNABLE, compiled
@@ -136,6 +138,41 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+SOURCES = {"norm": Norm(1e-5, False), "add-norm": Norm(1e-6, True), "gate": Gate()}
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
+@pytest.mark.parametrize("storage", [*FORMATS.values(), INT4_ZERO, "float32"], ids=lambda s: getattr(s, "name", s))
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_what_is_done_while_reading_equals_doing_it_before(source, storage, isa):
+    """Bit by bit: a norm or an activation in the product's own pass over its rows, and as a kernel of its own."""
+    rng, (n, k) = np.random.default_rng(6), (20, 88)  # a partial tile, a partial group
+    w = rng.standard_normal((n, k)).astype(np.float32)
+    if storage == "float32":
+        make, weights = float_linear, (layout.tile_float(w, isa.rows),)
+    else:
+        q_zero = rng.integers(0, 16, (n, storage.groups(k)), np.uint8) if storage.zero_point else None
+        parts = quantize(w, FORMATS["int4"] if storage.zero_point else storage)
+        make, weights = quantized_linear, layout.tile_quantized(*parts, storage, isa.rows, q_zero)
+    plain = compiled(make("linear", n, k, storage, isa, False), isa)
+    fused = compiled(make("linear", n, k, storage, isa, False, source), isa)
+    before = compiled(made_rows("rows", k, isa, source), isa)
+    for m in (1, 2, 7, 70):
+        x = rng.standard_normal((m, 2 * k if source == Gate() else k)).astype(np.float32)
+        more = [] if source == Gate() else [rng.uniform(0.5, 2, k).astype(np.float32)]
+        adds = isinstance(source, Norm) and source.residual
+        if adds:
+            more.insert(0, rng.standard_normal((m, k)).astype(np.float32))
+        made, y, expected = np.empty((m, k), np.float32), *(np.full((m, n), np.nan, np.float32) for _ in "ye")
+        sums = [np.empty((m, k), np.float32)] if adds else []
+        fused(x, *more, *weights, y, *sums)
+        if adds:
+            np.testing.assert_array_equal(sums[0], x + more[0])
+        before(x, *more, made, *sums)
+        plain(made, *weights, expected)
+        np.testing.assert_array_equal(y, expected)
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=lambda i: i.name)
 @pytest.mark.parametrize("fmt", [*FORMATS.values(), INT4_ZERO], ids=lambda fmt: fmt.name)
 def test_every_instruction_set_compiles(fmt, isa):
@@ -150,6 +187,6 @@ def test_every_instruction_set_compiles(fmt, isa):
         "portable": ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"}, "mul"),
     }
     spec, instruction = specs[isa.name]
-    library = tvm.compile(quantized_linear("linear", 64, 320, fmt, isa, True), target=tvm.target.Target(spec))
+    library = tvm.compile(quantized_linear("linear", 64, 320, fmt, isa, True, Gate()), target=tvm.target.Target(spec))
     module = getattr(library, "mod", library)
     assert instruction in module.inspect_source("s")

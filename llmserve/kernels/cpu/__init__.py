@@ -15,6 +15,7 @@ from ...quant.group import GroupFormat
 from ..base import AttentionShape, Batch, Draw, Storage
 from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
+from .rows import Gate, Norm, Source
 
 
 def _empty(*shape: Any, dtype: str = "float32") -> Tensor:
@@ -30,6 +31,7 @@ class CpuWeight:
     storage: Storage
     has_bias: bool
     isa: Isa
+    _built: dict[Source, PrimFunc] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def params(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -65,14 +67,16 @@ class CpuWeight:
         kind = self.storage.name if isinstance(self.storage, GroupFormat) else self.storage
         return f"{kind}_{self.out_features}x{self.in_features}"
 
-    @cached_property
-    def _matmul(self) -> PrimFunc:
-        name = f"linear_{self._name}{'_bias' if self.has_bias else ''}"
-        shape = (self.out_features, self.in_features)
-        make: Callable[..., PrimFunc] = (
-            linear.quantized_linear if isinstance(self.storage, GroupFormat) else linear.float_linear
-        )
-        return make(name, *shape, self.storage, self.isa, self.has_bias)
+    def _linear(self, source: Source) -> PrimFunc:
+        if source not in self._built:
+            kind = {Norm: "norm_", Gate: "gate_"}.get(type(source), "")
+            name = f"linear_{kind}{self._name}{'_bias' if self.has_bias else ''}"
+            make: Callable[..., PrimFunc] = (
+                linear.quantized_linear if isinstance(self.storage, GroupFormat) else linear.float_linear
+            )
+            shape = (self.out_features, self.in_features)
+            self._built[source] = make(name, *shape, self.storage, self.isa, self.has_bias, source)
+        return self._built[source].without_attr("global_symbol")
 
     @cached_property
     def _rows(self) -> PrimFunc:
@@ -82,11 +86,47 @@ class CpuWeight:
         return make(f"rows_{self._name}", self.out_features, self.in_features, self.storage, self.isa)
 
     def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
-        func = self._matmul.without_attr("global_symbol")
-        inputs = [x, *params.values()]
+        (y,) = self._product("linear", None, [x], params, out, ())
+        return y
+
+    def normed_matmul(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        params: Mapping[str, Tensor],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            (y,) = self._product("norm_linear", Norm(eps, False), [x, norm_weight], params, out, ())
+            return y, x
+        inputs, sums = [x, residual, norm_weight], (_empty(*x.shape),)
+        y, both = self._product("add_norm_linear", Norm(eps, True), inputs, params, out, sums)
+        return y, both
+
+    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        (y,) = self._product("gated_linear", Gate(), [gate_up], params, None, ())
+        return y
+
+    def _product(
+        self,
+        name: str,
+        source: Source,
+        inputs: list[Tensor],
+        params: Mapping[str, Tensor],
+        out: Tensor | None,
+        others: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Emit the call under `name`, for cost tables; returns the product and what else the kernel writes."""
+        func, inputs = self._linear(source), [*inputs, *params.values()]
         if out is None:
-            return op.tensor_ir_op(func, "linear", inputs, _empty(x.shape[0], self.out_features))
-        return op.tensor_ir_inplace_op(func, "linear", [*inputs, out], len(inputs), out)
+            outputs = (_empty(inputs[0].shape[0], self.out_features), *others)
+            made = op.tensor_ir_op(func, name, inputs, outputs if others else outputs[0])
+        else:
+            places = [len(inputs), *(-1 for _ in others)]
+            made = op.tensor_ir_inplace_op(func, name, [*inputs, out], places, (out, *others) if others else out)
+        return made if others else (made,)
 
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         func = self._rows.without_attr("global_symbol")
@@ -122,22 +162,22 @@ class CpuKernels:
         return self._once(CpuWeight, out_features, in_features, storage, bias, self.isa)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        func = self._func(elementwise.rms_norm, "rms_norm", x.shape[1], eps, self.isa, False)
+        func = self._func(elementwise.made_rows, "rms_norm", x.shape[1], self.isa, Norm(eps, False))
         return op.tensor_ir_op(func, "rms_norm", [x, weight], _empty(*x.shape))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        func = self._func(elementwise.rms_norm, "add_rms_norm", x.shape[1], eps, self.isa, True)
+        func = self._func(elementwise.made_rows, "add_rms_norm", x.shape[1], self.isa, Norm(eps, True))
         outputs = (_empty(*x.shape), _empty(*x.shape))
         return op.tensor_ir_op(func, "add_rms_norm", [x, residual, weight], outputs)
 
     def gated_silu(self, gate_up: Tensor) -> Tensor:
         width = gate_up.shape[1] // 2
-        func = self._func(elementwise.gated_activation, "gated_silu", width, self.isa)
+        func = self._func(elementwise.made_rows, "gated_silu", width, self.isa, Gate())
         return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width))
 
-    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        func = self._func(elementwise.take_rows, "take_rows", x.shape[1], self.isa)
-        return op.tensor_ir_op(func, "take_rows", [x, rows], _empty(rows.shape[0], x.shape[1]))
+    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
+        func = self._func(elementwise.take_sums, "take_sums", x.shape[1], self.isa)
+        return op.tensor_ir_op(func, "take_sums", [x, residual, rows], _empty(rows.shape[0], x.shape[1]))
 
     def query_tile(self, shape: AttentionShape) -> int:
         return attention.query_tile(shape)

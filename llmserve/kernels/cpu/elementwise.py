@@ -6,81 +6,34 @@ All are parallel over rows and vectorised within one; each row is computed the s
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..tir import T, build, each_row, f32, full, put, scratch, sized, vec, when
+from ..tir import T, build, each_row, f32, put, sized, vec, when
 from . import layout
 from .isa import Isa
 from .linear import unpack_step
-from .vector_math import across, exp
+from .rows import Source, rows_of
 
 
-def rms_norm(name: str, width: int, eps: float, isa: Isa, residual: bool) -> PrimFunc:
-    """y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), x float32 [M, width], weight float32 [width].
-
-    With `residual`, x is x + r first, and the sum is a second output: (x, r, weight, y, sum).
-    """
+def made_rows(name: str, width: int, isa: Isa, source: Source) -> PrimFunc:
+    """y float32 [M, width]: rows as `source` makes them. Arguments: its inputs, y, its outputs."""
     lanes = math.gcd(isa.lanes, width)
 
     def body() -> None:
         m = T.int64()
-        x = sized("x", (m, width), "float32")
-        r = sized("r", (m, width), "float32") if residual else None
-        weight = sized("weight", (width,), "float32")
+        rows = rows_of(source, m, width, isa)
         y = sized("y", (m, width), "float32")
-        summed = sized("sum", (m, width), "float32") if residual else None
+        rows.declare_outputs()
 
-        def normalize(row: Any) -> None:
-            acc, inverse = scratch(lanes), scratch(1)
-            put(acc, full(f32(0), lanes), 0, lanes=lanes)
+        def make(row: Any) -> None:
+            rows.begin(row)
             with T.serial(width // lanes) as i:
-                if summed is not None:
-                    put(
-                        summed,
-                        vec(x, row, i * lanes, lanes=lanes) + vec(r, row, i * lanes, lanes=lanes),
-                        row,
-                        i * lanes,
-                        lanes=lanes,
-                    )
-                value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
-                put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
-            total = across([vec(acc, 0, lanes=lanes)], operator.add, lanes)
-            put(inverse, f32(1) / T.sqrt(total * f32(1 / width) + f32(eps)), 0)
-            with T.serial(width // lanes) as i:
-                value = vec(x if summed is None else summed, row, i * lanes, lanes=lanes)
-                put(
-                    y,
-                    value * full(inverse[0], lanes) * vec(weight, i * lanes, lanes=lanes),
-                    row,
-                    i * lanes,
-                    lanes=lanes,
-                )
+                put(y, rows.part(row, i * lanes, lanes), row, i * lanes, lanes=lanes)
 
-        each_row(m, normalize)
-
-    return build(name, body)
-
-
-def gated_activation(name: str, width: int, isa: Isa) -> PrimFunc:
-    """out = silu(gate) * up, where x float32 [M, 2 * width] holds gate, then up; out float32 [M, width]."""
-    lanes = math.gcd(isa.lanes, width)
-
-    def body() -> None:
-        m = T.int64()
-        x = sized("x", (m, 2 * width), "float32")
-        out = sized("out", (m, width), "float32")
-
-        def activate(row: Any) -> None:
-            with T.serial(width // lanes) as i:
-                gate, up = vec(x, row, i * lanes, lanes=lanes), vec(x, row, width + i * lanes, lanes=lanes)
-                sigmoid_inverse = full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)
-                put(out, gate / sigmoid_inverse * up, row, i * lanes, lanes=lanes)
-
-        each_row(m, activate)
+        each_row(m, make)
 
     return build(name, body)
 
@@ -132,16 +85,18 @@ def float_rows(name: str, n: int, k: int, dtype: str, isa: Isa) -> PrimFunc:
     return build(name, body)
 
 
-def take_rows(name: str, width: int, isa: Isa) -> PrimFunc:
-    """out[i] = x[rows[i]]; x float32 [M, width], rows int32 [R], out float32 [R, width]."""
+def take_sums(name: str, width: int, isa: Isa) -> PrimFunc:
+    """out[i] = x[rows[i]] + r[rows[i]]; x, r float32 [M, width], rows int32 [R], out float32 [R, width]."""
     lanes = math.gcd(isa.lanes, width)
 
     def body() -> None:
         m, count = T.int64(), T.int64()
         x = sized("x", (m, width), "float32")
+        r = sized("r", (m, width), "float32")
         rows = sized("rows", (count,), "int32")
         out = sized("out", (count, width), "float32")
         with T.serial(count) as i, T.serial(width // lanes) as j:
-            put(out, vec(x, rows[i], j * lanes, lanes=lanes), i, j * lanes, lanes=lanes)
+            both = vec(x, rows[i], j * lanes, lanes=lanes) + vec(r, rows[i], j * lanes, lanes=lanes)
+            put(out, both, i, j * lanes, lanes=lanes)
 
     return build(name, body)

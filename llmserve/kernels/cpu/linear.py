@@ -7,6 +7,8 @@ Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per g
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +20,14 @@ from ...quant.group import GroupFormat
 from ..tir import T, block, build, f32, full, i32, prefetch, put, scratch, sized, vec, when
 from . import layout
 from .isa import Isa
+from .rows import Source, rows_of
+from .vector_math import across
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
 CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
-LANES = 8  # float lanes of the activation quantizer
+LANES = 8  # inputs come in multiples of this
+MAX_LANES = 16  # of the activation quantizer
 
 
 def quantize_activations(
@@ -43,44 +48,30 @@ def quantize_activations(
 
 
 def _quantize_group(
-    x: Any, m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, steps: int, offset: int
+    part: Callable[[int, int], Any], m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, size: int, offset: int
 ) -> None:
-    """Round one group of a row to int8: 4 to an int32 in `aq`, its scale, and -offset times its sum if asked for."""
-    first = g * (4 * steps)
+    """Round one group of a row to int8: into `aq` with its scale, and -offset times its sum if asked for.
+
+    `part(v, lanes)`: so many of its elements from the v-th on. `valid` of a group's `size` elements are there.
+    """
+    lanes = math.gcd(valid, MAX_LANES)
     with block("quantize"):
-        largest, inverse = scratch(LANES), scratch(2)
-        values = scratch(4 * steps, "int32")
-        put(largest, full(f32(0), LANES), 0, lanes=LANES)
-        for v in range(0, valid, LANES):
-            size = T.fabs(vec(x, m, first + v, lanes=LANES))
-            put(largest, T.max(vec(largest, 0, lanes=LANES), size), 0, lanes=LANES)
-        put(inverse, f32(0), 0)
-        for i in range(LANES):
-            put(inverse, T.max(inverse[0], largest[i]), 0)
+        inverse, x, values = scratch(2), scratch(size), scratch(size, "int32")
+        for v in range(0, valid, lanes):
+            put(x, part(v, lanes), v, lanes=lanes)
+        parts = [vec(x, v, lanes=lanes) for v in range(0, valid, lanes)]
+        put(inverse, across([T.fabs(part) for part in parts], T.max, lanes), 0)
         put(scale, inverse[0] * f32(1 / 127), m, g)
         put(inverse, T.if_then_else(inverse[0] > f32(0), f32(127) / inverse[0], f32(0)), 1)
-        for v in range(0, 4 * steps, LANES):
-            rounded: Any = full(i32(0), LANES)
+        for v in range(0, size, lanes):
+            rounded: Any = full(i32(0), lanes)
             if v < valid:
-                scaled = vec(x, m, first + v, lanes=LANES) * full(inverse[1], LANES)
-                rounded = T.cast(T.nearbyint(scaled), f"int32x{LANES}")
-            put(values, rounded, v, lanes=LANES)
+                rounded = T.cast(T.nearbyint(vec(x, v, lanes=lanes) * full(inverse[1], lanes)), f"int32x{lanes}")
+            put(values, rounded, v, lanes=lanes)
+            put(aq, T.cast(vec(values, v, lanes=lanes), f"int8x{lanes}"), m, g, v, lanes=lanes)
         if offset:
-            total = scratch(LANES, "int32")
-            put(total, vec(values, 0, lanes=LANES), 0, lanes=LANES)
-            for v in range(LANES, valid, LANES):
-                put(total, vec(total, 0, lanes=LANES) + vec(values, v, lanes=LANES), 0, lanes=LANES)
-            result: Any = total[0]
-            for i in range(1, LANES):
-                result = result + total[i]
-            put(sums, result * i32(-offset), m, g)
-        for j in range(0, steps, LANES):
-            lanes = min(LANES, steps - j)
-            word: Any = T.shift_left(vec(values, 4 * j + 3, lanes=lanes, stride=4), full(i32(24), lanes))
-            for i in range(3):
-                byte = T.bitwise_and(vec(values, 4 * j + i, lanes=lanes, stride=4), full(i32(255), lanes))
-                word = T.bitwise_or(word, T.shift_left(byte, full(i32(8 * i), lanes)))
-            put(aq, word, m, g, j, lanes=lanes)
+            total = across([vec(values, v, lanes=lanes) for v in range(0, valid, lanes)], operator.add, lanes, "int32")
+            put(sums, total * i32(-offset), m, g)
 
 
 def unpack_step(q: Any, tile: Any, g: Any, step: int, fmt: GroupFormat, lanes: int, first: Any = 0) -> Any:
@@ -128,23 +119,26 @@ def _over_rows(
     nbytes: int,
     streams: int,
     height: int,
-    prepare: Callable[[Any], None],
+    prepare: Callable[[Any], None] | None,
     tile_at: Callable[..., None],
 ) -> None:
     """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile. The weights have
     `count` tiles and `nbytes` bytes.
 
-    `prepare(row)` readies a row of x; `tile_at(first_row, rows, first_tile, tiles, limit)` computes rows x tiles.
+    `prepare(row)` readies a row of x, if that is needed; `tile_at(first_row, rows, first_tile, tiles, limit)` computes
+    rows x tiles.
     """
     streams = streams if count % streams == 0 else 1
     with T.If(m == 1):
         with T.Then():
-            prepare(T.int64(0))
+            if prepare:
+                prepare(T.int64(0))
             with (T.serial if nbytes <= SMALL_BYTES else T.parallel)(count // streams) as t:
                 tile_at(T.int64(0), 1, t * streams, streams, None)
         with T.Else():
-            with T.parallel(m) as row:
-                prepare(row)
+            if prepare:
+                with T.parallel(m) as row:
+                    prepare(row)
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
             with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
@@ -163,8 +157,11 @@ def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
     return [row if i == 0 else row + i if limit is None else T.min(row + i, limit - 1) for i in range(height)]
 
 
-def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool) -> PrimFunc:
-    """x float32 [M, K], q, s (and z) as layout.tile_quantized makes them, (b float32 [tiles * rows],) y float32 [M, N].
+def quantized_linear(
+    name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool, source: Source = None
+) -> PrimFunc:
+    """The inputs of `source` for x [M, K], q, s (and z) as layout.tile_quantized makes them,
+    (b float32 [tiles * rows],) y float32 [M, N], the outputs of `source`.
 
     K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's Q8_0 dot products: per group
     of inputs, y += (sum of int8 products) * weight scale * activation scale.
@@ -180,24 +177,34 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
 
     def body() -> None:
         m = T.int64()
-        x = sized("x", (m, k), "float32")
+        x = rows_of(source, m, k, isa)
         q = sized("q", (count, groups, layout.vectors(fmt), 4 * rows), "uint8")
         s = sized("s", (count, groups, rows), "float16")
         z = sized("z", (count, groups, rows), "uint8") if fmt.zero_point else None
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
+        x.declare_outputs()
 
         with block("linear"):
-            aq = scratch((m, groups, steps), "int32")
+            aq = scratch((m, groups, fmt.group_size), "int8")
             scale = scratch((m, groups))
             sums = scratch((m, groups), "int32") if offset else None
 
             def prepare(row: Any) -> None:
+                def quantize(g: Any, valid: int) -> None:
+                    first = g * fmt.group_size
+                    _quantize_group(
+                        lambda v, lanes: x.part(row, first + v, lanes),
+                        *(row, g, valid, aq, scale, sums, fmt.group_size, offset),
+                    )
+
                 whole = groups if tail == fmt.group_size else groups - 1
-                with T.serial(whole) as g:
-                    _quantize_group(x, row, g, fmt.group_size, aq, scale, sums, steps, offset)
-                if whole < groups:
-                    _quantize_group(x, row, T.int64(whole), tail, aq, scale, sums, steps, offset)
+                with block("prepare"):
+                    x.begin(row)
+                    with T.serial(whole) as g:
+                        quantize(g, fmt.group_size)
+                    if whole < groups:
+                        quantize(T.int64(whole), tail)
 
             def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
                 cells = [(i, w) for i in range(height) for w in range(width)]
@@ -205,6 +212,11 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                 # A constant offset's share is where an accumulator of 32 bits can start.
                 begin = sums if z is None and isa.acc_dtype(bits) == "int32" else None
                 at = _clamped(row, height, limit)
+
+                def four(i: int, g: Any, step: int) -> Any:
+                    """The inputs of a step, in an int32."""
+                    return T.reinterpret(vec(aq, at[i], g, 4 * step, lanes=4), dtype="int32")
+
                 with block("tile"):
                     acc = scratch(len(cells) * rows)
                     for c in range(len(cells)):
@@ -218,7 +230,7 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
                             for c, (i, w) in enumerate(cells):
                                 weights = unpack_step(q, tile + w, g, j, fmt, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
-                                put(part, isa.dot(bits, old, weights, aq[at[i], g, j]), c * lanes, lanes=lanes)
+                                put(part, isa.dot(bits, old, weights, four(i, g, j)), c * lanes, lanes=lanes)
                         if isa.prefetch:
                             for w in range(width):
                                 for v in range(layout.vectors(fmt)):
@@ -243,8 +255,9 @@ def quantized_linear(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias
     return build(name, body)
 
 
-def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) -> PrimFunc:
-    """x float32 [M, K], w `dtype` (float32 or float16) as layout.tile_float makes it, (b,) y float32 [M, N].
+def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, source: Source = None) -> PrimFunc:
+    """The inputs of `source` for x [M, K], w `dtype` (float32 or float16) as layout.tile_float makes it, (b,)
+    y float32 [M, N], the outputs of `source`.
 
     Accumulates in float32, in the order of K.
     """
@@ -253,10 +266,18 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
 
     def body() -> None:
         m = T.int64()
-        x = sized("x", (m, k), "float32")
+        given = rows_of(source, m, k, isa)
         w = sized("w", (count, k, rows), dtype)
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
+        given.declare_outputs()
+
+        def make(row: Any) -> None:
+            lanes = math.gcd(isa.lanes, k)
+            with block("make"):
+                given.begin(row)
+                with T.serial(k // lanes) as i:
+                    put(x, given.part(row, i * lanes, lanes), row, i * lanes, lanes=lanes)
 
         def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
             cells = [(i, t) for i in range(height) for t in range(width)]
@@ -276,6 +297,8 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool) ->
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
 
         with block("linear"):
-            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, lambda row: None, tile_at)
+            x = given.tensor if source is None else scratch((m, k))
+            prepare = None if source is None else make
+            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, prepare, tile_at)
 
     return build(name, body)

@@ -32,14 +32,14 @@ def exp(x: Any, lanes: int) -> Any:
     return exp2(x * full(f32(math.log2(math.e)), lanes), lanes)
 
 
-def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int) -> Any:
+def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int, dtype: str = "float32") -> Any:
     """All lanes of all vectors combined into a scalar, always in the same order: a tree, as a chain would wait on each.
 
     `lanes` must be a power of two.
     """
     value = reduce(combine, vectors)
     while lanes > 1:
-        folded = scratch(lanes)
+        folded = scratch(lanes, dtype)
         put(folded, value, 0, lanes=lanes)
         lanes //= 2
         value = combine(vec(folded, 0, lanes=lanes), vec(folded, lanes, lanes=lanes))

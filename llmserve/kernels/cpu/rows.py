@@ -1,0 +1,104 @@
+"""What a kernel takes its rows from: a tensor as it is, or one that is normalised or gated while it is read.
+
+A matrix product rounds its input to 8 bits, or reads it for every tile; either way it passes over each row once before
+the product begins. Norms and activations are done in that pass, so that they need no kernels of their own, and the
+kernels that do nothing else (elementwise.py) are made of the same parts: the results are equal bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from ..tir import T, f32, full, put, scratch, sized, vec
+from .isa import Isa
+from .vector_math import across, exp
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019). With `residual`, x is x + r first, and the sum is
+    an output of its own.
+
+    Arguments: x float32 [M, width], (r like x,) weight float32 [width]; after the kernel's output (sum like x).
+    """
+
+    eps: float
+    residual: bool
+
+
+@dataclass(frozen=True)
+class Gate:
+    """y = silu(gate) * up (Shazeer 2020). Argument: x float32 [M, 2 * width], which holds gate, then up."""
+
+
+Source = Norm | Gate | None
+"""How rows are made; None is a tensor x float32 [M, width] as it is."""
+
+
+class Rows:
+    """Rows of a tensor argument as they are; made while a kernel's arguments are declared, inputs first."""
+
+    def __init__(self, m: Any, width: int, isa: Isa) -> None:
+        self._m, self._width, self._lanes = m, width, math.gcd(isa.lanes, width)
+        self.tensor = sized("x", (m, width), "float32")
+
+    def declare_outputs(self) -> None:
+        """Declare the arguments that come after the kernel's own output."""
+
+    def begin(self, row: Any) -> None:
+        """Emit what must be known of a row before its elements; in the block that reads them."""
+
+    def part(self, row: Any, first: Any, lanes: int) -> Any:
+        """`lanes` elements of the row that was begun."""
+        return vec(self.tensor, row, first, lanes=lanes)
+
+
+class _Normed(Rows):
+    def __init__(self, m: Any, width: int, isa: Isa, norm: Norm) -> None:
+        super().__init__(m, width, isa)
+        self._norm = norm
+        self._residual = sized("residual", (m, width), "float32") if norm.residual else None
+        self._weight = sized("norm", (width,), "float32")
+
+    def declare_outputs(self) -> None:
+        if self._norm.residual:
+            self._sum = sized("sum", (self._m, self._width), "float32")
+
+    def begin(self, row: Any) -> None:
+        lanes = self._lanes
+        acc, self._inverse = scratch(lanes), scratch(1)
+        put(acc, full(f32(0), lanes), 0, lanes=lanes)
+        with T.serial(self._width // lanes) as i:
+            if self._residual is not None:
+                both = super().part(row, i * lanes, lanes) + vec(self._residual, row, i * lanes, lanes=lanes)
+                put(self._sum, both, row, i * lanes, lanes=lanes)
+            value = self._plain(row, i * lanes, lanes)
+            put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
+        total = across([vec(acc, 0, lanes=lanes)], operator.add, lanes)
+        put(self._inverse, f32(1) / T.sqrt(total * f32(1 / self._width) + f32(self._norm.eps)), 0)
+
+    def _plain(self, row: Any, first: Any, lanes: int) -> Any:
+        return vec(self.tensor if self._residual is None else self._sum, row, first, lanes=lanes)
+
+    def part(self, row: Any, first: Any, lanes: int) -> Any:
+        return self._plain(row, first, lanes) * full(self._inverse[0], lanes) * vec(self._weight, first, lanes=lanes)
+
+
+class _Gated(Rows):
+    def __init__(self, m: Any, width: int, isa: Isa) -> None:
+        super().__init__(m, 2 * width, isa)
+        self._up = width
+
+    def part(self, row: Any, first: Any, lanes: int) -> Any:
+        gate, up = super().part(row, first, lanes), super().part(row, self._up + first, lanes)
+        return gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up
+
+
+def rows_of(source: Source, m: Any, width: int, isa: Isa) -> Rows:
+    """Declares a kernel's inputs, and says how its rows [M, width] are read from them."""
+    if isinstance(source, Norm):
+        return _Normed(m, width, isa, source)
+    return Rows(m, width, isa) if source is None else _Gated(m, width, isa)
