@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from ..kernels.base import Batch, KernelSet, Weight, active, using
+from ..kernels.base import Batch, Composed, KernelSet, Weight, active, using
 from ..models import rope
 from ..models.base import Family
 from ..models.config import DecoderConfig
@@ -34,7 +34,7 @@ _PAGE_SIZE = 16
 
 
 @dataclass
-class _Recorded:
+class _Recorded(Composed):
     """A weight that notes what it is multiplied with, and is otherwise the one it stands for."""
 
     weight: Weight
@@ -50,23 +50,6 @@ class _Recorded:
     def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
         self.tape.append(x)
         return self.weight.matmul(x, params, out)
-
-    def normed_matmul(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
-        params: Mapping[str, Tensor],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            return self.matmul(active().rms_norm(x, norm_weight, eps), params, out), x
-        x, residual = active().add_rms_norm(x, residual, norm_weight, eps)
-        return self.matmul(x, params, out), residual
-
-    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        return self.matmul(active().gated_silu(gate_up), params)
 
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         return self.weight.lookup(ids, params)

@@ -105,6 +105,27 @@ class Weight(Protocol):
         """ids int32 [M] → rows [M, in]."""
 
 
+class Composed:
+    """The products of `Weight` that take a norm or an activation with them, as two operators of the active set."""
+
+    def normed_matmul(
+        self: Weight,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        params: Mapping[str, Tensor],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return self.matmul(active().rms_norm(x, norm_weight, eps), params, out), x
+        x, residual = active().add_rms_norm(x, residual, norm_weight, eps)
+        return self.matmul(x, params, out), residual
+
+    def gated_matmul(self: Weight, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        return self.matmul(active().gated_silu(gate_up), params)
+
+
 class KernelSet(Protocol):
     """The operators that a decoder needs. `compute_dtype` is that of activations."""
 

@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
-from ..base import AttentionShape, Batch, Storage
+from ..base import AttentionShape, Batch, Composed, Storage
 from . import attention, elementwise, linear
 from .elementwise import RESIDUAL
 from .packed import Layout
@@ -23,7 +23,7 @@ def _empty(*shape: Any, dtype: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GpuWeight:
+class GpuWeight(Composed):
     """A weight as it is stored: rows of packed words, scales in the dtype of activations."""
 
     layout: Layout
@@ -114,9 +114,11 @@ class GpuKernels:
         func = self._func(elementwise.gated_silu, "gated_silu", width, self.compute_dtype)
         return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width, dtype=self.compute_dtype))
 
-    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        func = self._func(elementwise.take_rows, "take_rows", x.shape[1], x.dtype)
-        return op.tensor_ir_op(func, "take_rows", [x, rows], _empty(rows.shape[0], x.shape[1], dtype=x.dtype))
+    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
+        func = self._func(elementwise.take_sums, "take_sums", x.shape[1], x.dtype)
+        return op.tensor_ir_op(
+            func, "take_sums", [x, residual, rows], _empty(rows.shape[0], x.shape[1], dtype=RESIDUAL)
+        )
 
     def query_tile(self, shape: AttentionShape) -> int:
         return attention.query_tile(shape, self.gpu)

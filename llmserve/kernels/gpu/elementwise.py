@@ -75,15 +75,15 @@ def gated_silu(name: str, width: int, dtype: str) -> PrimFunc:
     return build(name, body)
 
 
-def take_rows(name: str, width: int, dtype: str) -> PrimFunc:
-    """x `dtype` [M, width], rows int32 [R], y `dtype` [R, width]."""
+def take_sums(name: str, width: int, dtype: str) -> PrimFunc:
+    """x `dtype`, r float32 [M, width], rows int32 [R], y float32 [R, width]: (x + r)[rows]."""
 
     def body() -> None:
-        m, r = T.int64(), T.int64()
-        x = sized("x", (m, width), dtype)
-        rows = sized("rows", (r,), "int32")
-        y = sized("y", (r, width), dtype)
-        _each(r, width, lambda row, i: put(y, x[rows[row], i], row, i))
+        m, count = T.int64(), T.int64()
+        x, r = sized("x", (m, width), dtype), sized("r", (m, width), RESIDUAL)
+        rows = sized("rows", (count,), "int32")
+        y = sized("y", (count, width), RESIDUAL)
+        _each(count, width, lambda row, i: put(y, T.cast(x[rows[row], i], RESIDUAL) + r[rows[row], i], row, i))
 
     return build(name, body)
 

@@ -49,9 +49,10 @@ def test_gated_activation_over_the_whole_range(dtype):
     np.testing.assert_allclose(out[0], expected, rtol=ROUNDING[dtype] + 3e-5, atol=flushed)
 
 
-def test_taking_rows():
-    x = np.random.default_rng(2).standard_normal((9, 130)).astype(np.float32)
+def test_taking_sums_of_rows():
+    rng = np.random.default_rng(2)
+    x, r = (rng.standard_normal((9, 130)).astype(np.float32) for _ in "xr")
     rows = np.array([8, 0, 0, 3], np.int32)
     out = np.empty((4, 130), np.float32)
-    compiled(elementwise.take_rows("take", 130, "float32"))(constant(x), constant(rows), out)
-    np.testing.assert_array_equal(out, x[rows])
+    compiled(elementwise.take_sums("take", 130, "float32"))(constant(x), constant(r), constant(rows), out)
+    np.testing.assert_array_equal(out, (x + r)[rows])
