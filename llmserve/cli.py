@@ -75,11 +75,15 @@ CalibrationData = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option(help="Where to run: cpu, or auto for the best that is there.")]
+Device = Annotated[
+    str,
+    typer.Option(help="Where to run: cpu, cuda, rocm, metal, webgpu, or auto for the best that is there and works."),
+]
 Arch = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="The device's instruction set, such as avx2 or portable.  [default: the best]", show_default=False
+        help="The device's instruction set or family, such as avx2, sm_90 or gfx1100.  [default: the best here]",
+        show_default=False,
     ),
 ]
 ConfigFile = Annotated[
@@ -274,6 +278,18 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         words = f"{row.kind:<12}{row.size / 1e6:>10.1f} MB  {row.model:<28} {row.scheme:<9} {row.platform:<14}"
         typer.echo(f"{words} {row.path.name}{summary(row.results)}{state}")
     typer.echo(f"{len(rows)} in {cache_root()}")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what this machine can run and compile for, try each device, and name what is missing. Exit code 1 if no
+    platform works."""
+    from .doctor import WORKS, describe, examine, report
+
+    findings = examine()
+    typer.echo(json.dumps(report(findings), indent=1) if as_json else describe(findings))
+    if not any(finding.state == WORKS for finding in findings):
+        raise typer.Exit(1)
 
 
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045

@@ -123,6 +123,14 @@ def first(paths: Iterable[Path]) -> Path | None:
 THIS = Machine()
 
 
+def size(count: int) -> str:
+    """Bytes in words: 1.5 GiB."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def install(**packages: str) -> str:
     """The command that installs a package with this system's package manager: apt, dnf, pacman, zypper or brew.
 

@@ -25,10 +25,12 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a trial: why it failed (empty if the result was right), and how long a run of the kernel took."""
+    """What came of a trial: why it failed (empty if the result was right), how long a run of the kernel took, and what
+    the device calls itself."""
 
     problem: str = ""
     seconds: float = 0.0
+    device: str = ""
 
 
 def works(device: Device) -> bool:
@@ -55,7 +57,7 @@ def attempt(platform: str, arch: str | None = None, timeout: float = TIMEOUT) ->
     lines = done.stdout.decode(errors="replace").strip().splitlines()
     try:
         answer = json.loads(lines[-1])
-        return Verdict(str(answer["problem"]), float(answer["seconds"]))
+        return Verdict(str(answer["problem"]), float(answer["seconds"]), str(answer["device"]))
     except (IndexError, ValueError, KeyError, TypeError):
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["no words"]
         return Verdict(f"The process that tried it ended with {done.returncode} ({words[-1]}).")

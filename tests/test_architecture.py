@@ -81,6 +81,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"__init__", "errors", "config", "platforms", "text", "llm", "compile.build", *ENGINE_FACE},
     # The command line's helpers: what a verb does, less the parsing.
     "console": set(),
+    "doctor": {
+        *("__init__", "errors", "machine", "detect", "trial", "platforms", "toolchain"),
+        *("compile.artifact", "compile.tools"),
+    },
     "terminal_chat": {"console", "errors", "llm"},
     "serving": {"api", "compile.build", "config", "console", "engine", "text", "weights.embedded"},
     "cli": {"*"},

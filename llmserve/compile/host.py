@@ -9,16 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .. import detect
-from ..errors import ArtifactError, UnsupportedError
+from .. import backends, detect
+from ..errors import ArtifactError, LLMServeError, UnsupportedError
 from ..kernels.base import KernelSet
 from ..platforms import Gpu, Platform
 
 THREADS_SOURCE = Path(__file__).parents[1] / "backends" / "cpu_threads.c"
-
-
-# A device with no family of its own given: what every such device can run, or nothing.
-_ANY_GPU = {"metal": "apple", "webgpu": "f16"}
 
 
 def compute_dtype(platform: Platform, arch: str | None, quant: str | None) -> str:
@@ -52,8 +48,19 @@ def gpu_arch(platform: Platform, arch: str | None) -> str | None:
     return _gpu_family(platform, arch).name if platform.kernels == "gpu" else None
 
 
+@cache
+def _family_here(platform_name: str) -> str | None:
+    """The family of this machine's GPU, else one that every GPU of the platform is of, else None."""
+    if platform_name == "webgpu":
+        try:
+            return "f16" if backends.device_info("webgpu")["features"]["shader-f16"] else "f32"
+        except LLMServeError:  # there is no such device here, so it is compiled for another machine's
+            return "f16"
+    return detect.arch(platform_name) or {"metal": "apple"}.get(platform_name)
+
+
 def _gpu_family(platform: Platform, arch: str | None) -> Gpu:
-    arch = arch or detect.arch(platform.name) or _ANY_GPU.get(platform.name)
+    arch = arch or _family_here(platform.name)
     if arch is None:
         raise UnsupportedError(
             f"Compiling for {platform.name} needs to know the GPU's family, and this machine has none; "

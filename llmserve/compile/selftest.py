@@ -1,7 +1,8 @@
 """`python -m llmserve.compile.selftest PLATFORM [ARCH]`: one of our own kernels compiled, run and compared with numpy.
 
 It is a matrix of 4-bit weights, times a few rows: storage, packing, host code, launches, shared memory and barriers
-take part. The last line printed is JSON: what is wrong ("problem", empty if nothing), and the seconds that a run took.
+take part. The last line printed is JSON: what is wrong ("problem", empty if nothing), the seconds that a run took, and
+what the device calls itself.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from ..toolchain import without_torch
 ROWS, OUT, IN = 3, 96, 128
 
 
-def run(platform_name: str, arch: str | None = None) -> float:
-    """Raises LLMServeError for what is missing or wrong; returns the seconds of a run."""
+def run(platform_name: str, arch: str | None = None) -> tuple[float, str]:
+    """Raises LLMServeError for what is missing or wrong; returns the seconds of a run, and the device's name."""
     backends.load(platform_name)
 
     import tvm
@@ -76,7 +77,7 @@ def run(platform_name: str, arch: str | None = None) -> float:
     if not (np.abs(found - expected) <= bound).all():
         worst = float(np.nanmax(np.abs(found - expected) / bound)) if np.isfinite(found).any() else float("nan")
         raise LLMServeError(f"Its results are wrong (the furthest off is {worst:.3g} times the bound of rounding).")
-    return seconds
+    return seconds, str(device.device_name or "")
 
 
 def problem(dtype: str) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -98,9 +99,9 @@ def problem(dtype: str) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, 
 
 def main(arguments: list[str]) -> None:
     without_torch()
-    answer: dict[str, Any] = {"problem": "", "seconds": 0.0}
+    answer: dict[str, Any] = {"problem": "", "seconds": 0.0, "device": ""}
     try:
-        answer["seconds"] = run(*arguments)
+        answer["seconds"], answer["device"] = run(*arguments)
     except Exception as error:
         # Whatever a driver or compiler throws is the finding, and all that is wanted of it is its first line.
         lines = str(error).strip().splitlines() or [type(error).__name__]
