@@ -31,7 +31,7 @@ from samples import Figures, Job, Patience
 from llmserve.bench.engine import EngineBench
 from llmserve.bench.host import cores, load_average, prepare, provenance
 from llmserve.bench.plan import CONTEXT
-from llmserve.engine import SamplingParams
+from llmserve.engine.choices import Choices
 
 T = TypeVar("T")
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
@@ -217,15 +217,23 @@ def _flops(lines: list[Line]) -> int:
 
 
 def sampling(bench: EngineBench, batch: int) -> list[Line]:
-    """Choosing tokens, which the step does not: by the kernel at a temperature, and greedily in numpy."""
+    """Choosing tokens, which the step does not: the kernel's call with its arguments made, at a temperature and
+    greedily."""
     runner: Any = bench.llm._runner
     vocab = runner.interface.vocab_size
     logits = np.random.default_rng(0).standard_normal((batch, vocab), np.float32) * 3
-    params, uniforms = [SamplingParams(temperature=0.8, top_p=0.95)] * batch, [0.5] * batch
-    drawn = fastest(lambda: runner.draw(logits, params, uniforms), 0.2)
-    greedy = fastest(lambda: [int(row.argmax()) for row in logits], 0.2)
-    names = {"sample, temperature 0.8, top_p 0.95": drawn, "sample, greedy": greedy}
-    return [Line(name, 1, seconds, logits.nbytes, 0) for name, seconds in names.items()]
+    lines = []
+    for name, row in (("temperature 0.8, top_p 0.95", (1.25, 0.95, 0.0, 0.5)), ("greedy", (0.0, 1.0, 0.0, 0.0))):
+        choices = Choices(
+            np.tile(np.float32(row), (batch, 1)),
+            np.tile(np.int32([0, -1, 0, 0]), (batch, 1)),
+            np.zeros(1, np.int32),
+            np.zeros((1, 3), np.float32),
+            np.zeros((1, -(-vocab // 32)), np.int32),
+        )
+        seconds = fastest(partial(runner.choose_from, logits, choices), 0.2)
+        lines.append(Line(f"sample, {name}", 1, seconds, logits.nbytes, 0))
+    return lines
 
 
 def float_peak(threads: int) -> float:

@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TVM = {
     *("models", "quant", "kernels", "compile", "weights"),
     "backends",  # whose plugins find TVM's symbols in the process
-    *("engine.executor", "engine.model_runner", "engine.sampler"),
+    *("engine.model_runner", "engine.device_memory"),
 }
 # Library → where it may be imported. What is not named here is free.
 LIBRARIES: dict[str, set[str]] = {

@@ -15,7 +15,7 @@ from .scorer import Scorer
 
 
 class LocalExecutor:
-    """Runs plans on one device and samples from their logits; see `core.Executor` for the contract."""
+    """Runs plans on one device and chooses tokens there; see `core.Executor` for the contract."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class LocalExecutor:
         self.max_model_len = model.max_model_len
         self.vocab_size = model.interface.vocab_size
         self.runner = ModelRunner(model, num_pages, num_threads)
-        self._sampler = Sampler(eos_token_ids, self.runner.draw)
+        self._sampler = Sampler(eos_token_ids, self.runner.choose_from)
         self._pooler = Pooler()
         self._scorer = Scorer(self.runner.head, model.interface.max_num_seqs, self._sampler)
 
@@ -41,9 +41,10 @@ class LocalExecutor:
         others = [i for i in plan.scheduled if not (i.sequence.request.params.pooling or i.sequence.is_scoring)]
         results: dict[int, Sampled] = {}
         if others:
-            logits = self.runner.logits(others)
             sampling = [item.sequence for item in others if item.samples]
-            tokens = self._sampler.sample(logits, sampling)
+            batch = self._sampler.prepare(sampling, self.vocab_size)
+            chosen = self.runner.choose(others, batch.choices)
+            tokens = self._sampler.finish(batch, *chosen, self.runner.logits_of)
             results = {sequence.seq_id: token for sequence, token in zip(sampling, tokens, strict=True)}
         if pooled:  # a call of its own: it returns rows by the hundred, and needs no logits of them
             results |= self._pooler.pool(pooled, self.runner.hidden(pooled, wanted_rows(pooled)))

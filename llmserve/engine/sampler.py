@@ -1,8 +1,8 @@
-"""Logits → tokens. Penalties, greedy choice and log-probabilities in numpy; the draw by a kernel, or by numpy as well.
+"""What sequences ask of their next tokens becomes arrays, and the tokens that a kernel chose become results.
 
-A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. Rows that
-are greedy and plain cost one argmax. Keeps no state: what a sequence has said is read from the sequence, and where it
-stands in a grammar is the state of its matcher. The numpy draw is the reference that works on every platform.
+A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. The
+choice itself is a kernel's (or numpy's, in choices.py), logits stay on the device unless their probabilities are asked
+for. Nothing is kept here that could not be read from the sequences again.
 """
 
 from __future__ import annotations
@@ -11,24 +11,38 @@ import hashlib
 import math
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
+from .adjustments import Adjustments, adjusts
+from .choices import Choices, Choose, choose_in_numpy
 from .output import SampledToken, TokenLogprob
-from .sampling_params import SamplingParams
 from .scheduler import Sampled
 from .sequence import Sequence
 
 _Floats = npt.NDArray[np.float32]
-_Ids = npt.NDArray[np.int64]
 
-Draw = Callable[[_Floats, Rows[SamplingParams], Rows[float]], Collection[int]]
-"""(logits float32 [R, vocab], parameters, random numbers in [0, 1)) → R token ids."""
+_BELOW_ONE = 1 - 2**-24  # what float64 has below 1 may round to it in float32
 
-_CUTS = (1e-3, 1e-5)  # of the largest weight
-_BLOCK = 512
+
+@dataclass(slots=True)
+class Batch:
+    """Rows that are to be sampled, in order, and what of each of them has to be looked at in every step.
+
+    Attributes:
+        choices: for the kernel.
+        errors: rows that fail whatever their logits are, and why.
+    """
+
+    sequences: list[Sequence]
+    choices: Choices
+    errors: dict[int, EngineError] = field(default_factory=dict)
+    _drawn: list[int] = field(default_factory=list)
+    _changing: list[int] = field(default_factory=list)  # rows with a matcher, or adjustments
+    _reported: list[int] = field(default_factory=list)  # rows with a matcher, or log-probabilities
 
 
 class Sampler:
@@ -38,169 +52,138 @@ class Sampler:
     top_k, and top_p of what these left (vLLM's order). Log-probabilities are the model's own, from before all of this.
     """
 
-    def __init__(self, eos_token_ids: Collection[int] = (), draw: Draw | None = None) -> None:
-        """`draw` is the platform's kernel; None draws in numpy."""
-        self._eos = list(eos_token_ids)
-        self._draw = draw or draw_in_numpy
+    def __init__(self, eos_token_ids: Collection[int] = (), choose: Choose = choose_in_numpy) -> None:
+        """`choose` is for `sample`; who uses `prepare` and `finish` chooses in between."""
+        self._eos = tuple(eos_token_ids)
+        self._choose = choose
+        self._adjustments: dict[Sequence, Adjustments] = {}  # of the last batch's sequences
+        self._last: Batch | None = None
 
     def sample(self, logits: npt.NDArray[np.floating], sequences: Rows[Sequence]) -> list[Sampled]:
         """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
         raw = logits.astype(np.float32, copy=False)
-        plain = list(raw)
-        adjusted: list[_Floats] = []
-        errors: dict[int, EngineError] = {}
-        for i, sequence in enumerate(sequences):
-            try:
-                adjusted.append(self._adjust(plain[i], sequence))
-            except EngineError as error:  # of its grammar; the others go on
-                adjusted.append(plain[i])
-                errors[i] = error
-        tokens = [int(row.argmax()) for row in adjusted]  # of the first NaN, if there is one
-        for i, sequence in enumerate(sequences):
-            if i not in errors and not math.isfinite(value := adjusted[i][tokens[i]]):
-                errors[i] = _not_finite(sequence, value)
-        drawn = [i for i, s in enumerate(sequences) if i not in errors and not s.request.params.greedy]
-        if drawn:
-            untouched = len(drawn) == len(raw) and all(a is p for a, p in zip(adjusted, plain, strict=True))
-            rows = raw if untouched else np.stack([adjusted[i] for i in drawn])
-            uniforms = [_uniform(sequences[i].seed, len(sequences[i].token_ids)) for i in drawn]
-            chosen = self._draw(rows, [sequences[i].request.params for i in drawn], uniforms)
-            for i, token in zip(drawn, chosen, strict=True):
-                tokens[i] = int(token)
-        return [errors.get(i) or _sampled(raw[i], tokens[i], sequence) for i, sequence in enumerate(sequences)]
+        batch = self.prepare(sequences, raw.shape[1])
+        return self.finish(batch, *self._choose(raw, batch.choices), lambda row: raw[row])
 
-    def _adjust(self, raw: _Floats, sequence: Sequence) -> _Floats:
-        """The logits with biases, penalties and bans applied; `raw` itself, untouched, where nothing is asked for."""
+    def prepare(self, sequences: Rows[Sequence], vocab_size: int) -> Batch:
+        """What to ask of a kernel for the next token of each of these. Valid until the next call."""
+        batch, self._last = self._last, None
+        if batch is None or batch.sequences != sequences:  # sequences are equal if they are the same
+            batch = _new_batch(list(sequences), vocab_size)
+            self._adjustments = {s: self._adjustments[s] for s in sequences if s in self._adjustments}
+        if batch._drawn:
+            uniforms = [_uniform(s.seed, len(s.token_ids)) for s in map(batch.sequences.__getitem__, batch._drawn)]
+            batch.choices.knobs[batch._drawn, 3] = np.minimum(uniforms, _BELOW_ONE)
+        if batch._changing:
+            self._adjust(batch, vocab_size)
+        if not batch.errors:
+            self._last = batch
+        return batch
+
+    def finish(
+        self, batch: Batch, tokens: list[int], peaks: list[float], logits: Callable[[int], _Floats]
+    ) -> list[Sampled]:
+        """A result for each row from what a `Choose` gave; `logits` is asked for the rows that report on them."""
+        results: list[Sampled] = [SampledToken(token) for token in tokens]
+        for row in batch._reported:
+            if math.isfinite(peaks[row]) and row not in batch.errors:
+                results[row] = _reported(batch.sequences[row], row, tokens[row], logits)
+        for row, peak in enumerate(peaks):
+            if not math.isfinite(peak):
+                results[row] = _not_finite(batch.sequences[row], peak)
+        for row, error in batch.errors.items():
+            results[row] = error
+        return results
+
+    def _adjust(self, batch: Batch, vocab_size: int) -> None:
+        """Masks and adjustments of this step."""
+        masks: list[bytes] = []
+        rows: list[tuple[int, Adjustments, bool]] = []
+        limits = batch.choices.limits
+        end = 1
+        for row in batch._changing:
+            sequence = batch.sequences[row]
+            params, matcher = sequence.request.params, sequence.matcher
+            limits[row, 1:] = -1, 0, 0
+            mask = None
+            if matcher is not None:
+                try:
+                    mask = matcher.mask()
+                except EngineError as error:  # of its grammar; the others go on
+                    batch.errors[row] = error
+                    continue
+                masks.append(mask)
+                limits[row, 1] = len(masks)
+            if adjusts(params):
+                own = self._adjustments.get(sequence)
+                if own is None:
+                    own = self._adjustments[sequence] = Adjustments(params, self._eos)
+                own.update(sequence)
+                banned = sequence.num_generated_tokens < params.min_tokens
+                if banned and mask is not None:  # a grammar that allows nothing but the end has its way
+                    banned = _allows_others(mask, own.ends, vocab_size)
+                limits[row, 2:] = end, end + len(own)
+                end += len(own)
+                rows.append((row, own, banned))
+        ids, amounts = np.zeros(end, np.int32), np.zeros((end, 3), np.float32)
+        for row, own, banned in rows:
+            _, _, start, stop = limits[row]
+            own.write(ids[start:stop], amounts[start:stop], banned)
+        batch.choices = Choices(batch.choices.knobs, limits, ids, amounts, _words(masks, vocab_size))
+
+
+def _new_batch(sequences: list[Sequence], vocab_size: int) -> Batch:
+    """Rows as their parameters alone have them."""
+    knobs, limits = np.zeros((len(sequences), 4), np.float32), np.zeros((len(sequences), 4), np.int32)
+    ids, amounts = np.zeros(1, np.int32), np.zeros((1, 3), np.float32)
+    batch = Batch(sequences, Choices(knobs, limits, ids, amounts, _words([], vocab_size)))
+    for row, sequence in enumerate(sequences):
         params = sequence.request.params
-        banned = sequence.num_generated_tokens < params.min_tokens
-        repeats = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        matcher = sequence.matcher
-        if not (banned or repeats or matcher or params.logit_bias or params.repetition_penalty != 1.0):
-            return raw
-        row: _Floats = raw.copy()
-        if params.logit_bias:
-            row[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
-        if params.repetition_penalty != 1.0:
-            seen = np.array(sequence.token_ids)
-            values = row[seen]
-            row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-        if repeats and sequence.num_generated_tokens:
-            said, counts = np.unique(sequence.token_ids[sequence.num_prompt_tokens :], return_counts=True)
-            row[said] -= params.presence_penalty + params.frequency_penalty * counts.astype(np.float32)
-        if matcher is not None:
-            _mask(row, matcher.mask())
-        if banned:
-            ids = [*(() if params.ignore_eos else self._eos), *params.stop_token_ids]
-            values = row[ids]
-            row[ids] = -np.inf
-            if matcher is not None and np.isneginf(row).all():  # the grammar allows nothing but the end
-                row[ids] = values
-        return row
+        limits[row] = max(params.top_k, 0), -1, 0, 0
+        if not params.greedy:
+            knobs[row] = 1 / params.temperature, params.top_p, params.min_p, 0.0
+            batch._drawn.append(row)
+        if sequence.matcher is not None or adjusts(params):
+            batch._changing.append(row)
+        if sequence.matcher is not None or params.logprobs is not None:
+            batch._reported.append(row)
+    return batch
 
 
-def _mask(row: _Floats, mask: bytes) -> None:
-    """Rule out the tokens that a `Matcher.mask` does not allow."""
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: len(row)]
-    row[: len(bits)][bits == 0] = -np.inf
-    row[len(bits) :] = -np.inf
+def _words(masks: list[bytes], vocab_size: int) -> npt.NDArray[np.int32]:
+    """Masks of any lengths as rows of words, after nobody's; what lies beyond a mask's end may not be chosen."""
+    words = np.zeros((1 + len(masks), -(-vocab_size // 32)), "<i4")
+    for row, mask in zip(words.view(np.uint8)[1:], masks, strict=True):
+        row[: len(mask)] = np.frombuffer(mask, np.uint8)[: len(row)]
+    return words
 
 
-def _sampled(raw: _Floats, token: int, sequence: Sequence) -> Sampled:
+def _allows_others(mask: bytes, ends: list[int], vocab_size: int) -> bool:
+    """Whether a grammar leaves anything in the vocabulary beside these."""
+    allowed = int.from_bytes(mask, "little") & ((1 << vocab_size) - 1)
+    for token_id in ends:
+        allowed &= ~(1 << token_id)
+    return allowed != 0
+
+
+def _reported(sequence: Sequence, row: int, token: int, logits: Callable[[int], _Floats]) -> Sampled:
+    """A token of a sequence that has a grammar, or wants log-probabilities."""
     asked = sequence.request.params.logprobs
     try:
         forced = () if sequence.matcher is None else sequence.matcher.accept(token)
     except EngineError as error:
         return error
-    return SampledToken(token, None if asked is None else logprob(raw, token, asked), forced)
+    return SampledToken(token, None if asked is None else logprob(logits(row), token, asked), forced)
 
 
 def _not_finite(sequence: Sequence, value: float) -> EngineError:
     return EngineError(f"The model's logits for token {len(sequence.token_ids)} are not finite: {value}.")
 
 
-def draw_in_numpy(rows: _Floats, params: Rows[SamplingParams], uniforms: Rows[float]) -> list[int]:
-    """A token for each row of finite-peaked logits; see `Draw`."""
-    return [_choose(row, float(row.max()), p, u) for row, p, u in zip(rows, params, uniforms, strict=True)]
-
-
 def _uniform(seed: int, position: int) -> float:
     """The random number in [0, 1) of a position in a sequence: a hash, so there is no generator to replay."""
     digest = hashlib.blake2b(position.to_bytes(8, "little"), key=seed.to_bytes(8, "little"), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
-
-
-def _choose(row: _Floats, peak: float, params: SamplingParams, uniform: float) -> int:
-    """Draw from softmax(row / temperature) after min_p, top_k and top_p."""
-    with np.errstate(over="ignore"):  # a ban may be the least float instead of -inf
-        weights = np.exp((row - np.float32(peak)) / np.float32(params.temperature))  # 1 at the peak
-    if params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
-        return _draw(weights, uniform)
-    ids = _kept(weights, params)
-    return int(ids[_draw(weights[ids], uniform)])
-
-
-def _kept(weights: _Floats, params: SamplingParams) -> _Ids:
-    """The ids that min_p, top_k and top_p leave, in rising order. Of equals the lower id stays, as argmax has it."""
-    ids, kept = _candidates(weights, params)
-    if 0 < params.top_k < len(kept):
-        chosen = _largest(kept, None, params.top_k)
-        ids, kept = (chosen if ids is None else ids[chosen]), kept[chosen]
-    if params.top_p < 1.0:
-        base = kept if params.top_k > 0 or params.min_p > 0.0 else weights
-        chosen = _largest(kept, kept, params.top_p * float(base.sum()))
-        ids = chosen if ids is None else ids[chosen]
-    return np.arange(len(kept)) if ids is None else ids
-
-
-def _candidates(weights: _Floats, params: SamplingParams) -> tuple[_Ids | None, _Floats]:
-    """What min_p keeps, or else some that are sure to hold what top_k or top_p keep: their ids (None for all), weights.
-
-    Real distributions are peaked: what reaches a thousandth of the largest weight is mostly enough, and little.
-    """
-    for cut in (params.min_p,) if params.min_p > 0.0 else _CUTS:
-        ids = np.flatnonzero(weights >= cut)
-        kept = weights[ids]
-        if params.min_p > 0.0:
-            return ids, kept
-        if len(ids) >= params.top_k if params.top_k > 0 else float(kept.sum()) >= params.top_p * float(weights.sum()):
-            return ids, kept
-        if len(ids) > len(weights) // 8:
-            break
-    return None, weights
-
-
-def _largest(weights: _Floats, amounts: _Floats | None, wanted: float) -> _Ids:
-    """Indices of the fewest largest weights (at least one) whose amounts, 1 each if None, add up to `wanted`.
-
-    A histogram over the leading bits of the floats, which order as the floats do, finds the bin that the border falls
-    into; only that bin is sorted.
-    """
-    bins = weights.view(np.int32) >> 16
-    reached = np.cumsum(np.bincount(bins, weights=amounts)[::-1])
-    rank = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
-    border = len(reached) - 1 - rank
-    edge = np.flatnonzero(bins == border)
-    edge = edge[np.argsort(-weights[edge], kind="stable")]
-    still = wanted - (float(reached[rank - 1]) if rank else 0.0)
-    inside = np.arange(1, len(edge) + 1) if amounts is None else np.cumsum(amounts[edge], dtype=np.float64)
-    keep = bins > border
-    keep[edge[: int(np.searchsorted(inside, still)) + 1]] = True
-    return np.flatnonzero(keep)
-
-
-def _draw(weights: _Floats, uniform: float) -> int:
-    """An index, with probability proportional to its weight: the inverse of the cumulative sum, two levels deep."""
-    starts = np.arange(0, len(weights), _BLOCK)
-    blocks = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
-    target = min(uniform * blocks[-1], np.nextafter(blocks[-1], 0.0))
-    block = int(np.searchsorted(blocks, target, side="right"))
-    target -= blocks[block - 1] if block else 0.0
-    start = block * _BLOCK
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
-    at = int(np.searchsorted(inside, target, side="right"))
-    if at == len(inside):  # the two levels' sums differ in the last bits
-        at = int(np.flatnonzero(weights[start : start + _BLOCK])[-1])
-    return start + at
 
 
 def logprob(raw: _Floats, token: int, count: int) -> TokenLogprob:

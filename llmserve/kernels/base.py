@@ -26,7 +26,8 @@ class Batch:
 
     token_ids, positions, slots [M]: flattened tokens of all sequences; slot = page * page_size + offset in the page.
     tile_seq, tile_row, tile_rows [tiles]: runs of consecutive rows of one sequence (see `KernelSet.query_tile`).
-    page_indptr [B + 1], page_values [P]: the page tables. logit_rows [R]: rows whose logits are wanted.
+    page_indptr [B + 1], page_values [P]: the page tables, each with room behind its pages, and where they begin; how
+    many pages a table has follows from its sequence's last position. logit_rows [R]: rows whose logits are wanted.
     cos, sin float32 [positions, head_dim / 2]: the rotary tables.
     """
 
@@ -44,14 +45,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How to draw from each row: all [R], float32 but for top_k, which is int32 with 0 for all. `uniform` in [0, 1)."""
+class Choices:
+    """How to choose a token from each row of logits: few arrays with fixed columns, as each costs a call its share.
 
-    inverse_temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    uniform: Tensor
+    knobs float32 [R, 4]: 1 / temperature, or 0 for the first of the largest (greedy); top_p; min_p; the row's random
+    number in [0, 1). limits int32 [R, 4]: top_k, 0 for all; which of `masks` is the row's, -1 for none; the first of
+    its adjustments; one past the last of them.
+    ids int32 [A], amounts float32 [A, 3]: adjustments; of one row's ids no two are alike. A logit v of ids[i] becomes
+    v + amounts[i, 0], then divided by amounts[i, 1] if positive and times it if not, then less amounts[i, 2];
+    infinity there bans it, whatever v is.
+    masks int32 [K, ceil(vocab / 32)]: token i may be chosen where bit i % 32 of word i // 32 is set.
+    A and K are at least 1, as not every device has empty arrays: the first of each is nobody's. What no row refers to
+    is not looked at.
+    """
+
+    knobs: Tensor
+    limits: Tensor
+    ids: Tensor
+    amounts: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True)
@@ -161,8 +173,15 @@ class KernelSet(Protocol):
 
     def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor: ...
 
-    def sample(self, logits: Tensor, draw: Draw) -> Tensor:
-        """Token ids int32 [R]: a draw from each row of logits float32 [R, vocab]."""
+    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+        """A token for each row of logits float32 [R, vocab], which stay as they are.
+
+        Writes and returns `chosen` int32 [R, 2]: the token, and the bits of the row's largest logit after adjustments
+        and mask, float32. That is a NaN if one of them is; where it is not finite, the token means nothing. Otherwise
+        it is the first of the largest, or the draw from softmax(logits / temperature) after min_p, top_k and top_p of
+        what these left, by the inverse of the cumulative sum in the order of ids. Of equals the lower ids stay.
+        A row's token depends on nothing but its own arguments.
+        """
 
 
 _ACTIVE: ContextVar[KernelSet] = ContextVar("active kernel set")

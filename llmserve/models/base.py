@@ -17,7 +17,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..errors import ConfigError, UnsupportedError
-from ..kernels.base import AttentionShape, Batch, Draw, active
+from ..kernels.base import AttentionShape, Batch, Choices, active
 from . import __path__ as _models_path
 from .config import DecoderConfig, Keys
 from .layers import Decoder, Linear, Matrix, PageFormat, RMSNorm, walk
@@ -119,14 +119,16 @@ class CausalLM(nn.Module):
     def sample(
         self,
         logits: Tensor,
-        inverse_temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        uniform: Tensor,
+        knobs: Tensor,
+        limits: Tensor,
+        ids: Tensor,
+        amounts: Tensor,
+        masks: Tensor,
+        chosen: Tensor,
     ) -> Tensor:
-        """Draw a token from each row of logits; arguments as in `kernels.base.Draw`."""
-        return active().sample(logits, Draw(inverse_temperature, top_k, top_p, min_p, uniform))
+        """A token for each row of logits; arguments as in `kernels.base.Choices`; chosen int32 [R, 2] as in
+        `KernelSet.sample`, written and returned."""
+        return active().sample(logits, Choices(knobs, limits, ids, amounts, masks), chosen)
 
     def spec(self) -> nn.spec.ModuleSpec:
         """Shapes and dtypes of the entry points' arguments; sizes in words are symbolic."""
@@ -160,11 +162,14 @@ class CausalLM(nn.Module):
             "logits": step["logits"],
             "$": packed,
         }
-        rows = {name: nn.spec.Tensor(["num_logits"], "float32") for name in Draw.__dataclass_fields__}
         sample = {
             "logits": step["logits"],
-            **rows,
-            "top_k": int32("num_logits"),
+            "knobs": nn.spec.Tensor(["num_logits", 4], "float32"),
+            "limits": nn.spec.Tensor(["num_logits", 4], "int32"),
+            "ids": int32("num_adjustments"),
+            "amounts": nn.spec.Tensor(["num_adjustments", 3], "float32"),
+            "masks": nn.spec.Tensor(["num_masks", -(-config.vocab_size // 32)], "int32"),
+            "chosen": nn.spec.Tensor(["num_logits", 2], "int32"),
             "$": {"param_mode": "none", "effect_mode": "none"},
         }
         return nn.spec.ModuleSpec.from_raw({"step": step, "hidden": hidden, "head": head, "sample": sample}, self)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from llmserve.engine import SampledToken, SamplingParams
-from llmserve.engine.sampler import Sampler, _draw, _kept, _uniform
+from llmserve.engine.choices import draw, kept
+from llmserve.engine.sampler import Sampler, _uniform
 from llmserve.engine.sequence import Request, Sequence
 from llmserve.errors import EngineError
 
@@ -77,7 +78,7 @@ def test_the_filters_leave_what_a_full_sort_leaves(filters: dict[str, float], si
     for name, row in rows(np.random.default_rng(size), size).items():
         row = row.astype(np.float32)
         weights = np.exp((row - row.max()) / np.float32(params.temperature))
-        ids, expected = _kept(weights, params), np.flatnonzero(oracle(row, params))
+        ids, expected = kept(weights, params.top_k, params.top_p, params.min_p), np.flatnonzero(oracle(row, params))
         assert (np.diff(ids) > 0).all()
         # The two sum in different orders, so a nucleus may differ by one token where its border falls on a token's.
         # Both leave out tokens of no weight, but one of them may keep such where nothing is filtered.
@@ -89,7 +90,7 @@ def test_nothing_likely_is_missed_at_a_large_vocabulary() -> None:
     params = SamplingParams(top_p=0.97)
     for row in rows(np.random.default_rng(3), 50_000).values():
         weights = np.exp(row.astype(np.float32) - np.float32(row.max()))
-        ids = _kept(weights, params)
+        ids = kept(weights, params.top_k, params.top_p, params.min_p)
         total = weights.sum(dtype=np.float64)
         mass = weights[ids].sum(dtype=np.float64) / total
         assert mass >= 0.97 - 1e-5 and mass - weights[ids].min() / total <= 0.97 + 1e-5
@@ -118,13 +119,13 @@ def test_draw_inverts_the_cumulative_sum() -> None:
     weights[::3] = 0
     total = np.cumsum(weights, dtype=np.float64)
     for u in [0.0, 0.25, 0.5, 0.999, 1 - 2**-53, *np.random.default_rng(1).random(500)]:
-        at = _draw(weights, u)
+        at = draw(weights, u)
         assert weights[at] > 0
         assert abs(total[at] - u * total[-1]) <= 1 + 1e-2
-    assert _draw(np.array([0, 0, 1, 0], np.float32), 1 - 2**-53) == 2
+    assert draw(np.array([0, 0, 1, 0], np.float32), 1 - 2**-53) == 2
     trailing = np.zeros(2000, np.float32)
     trailing[3] = 1e-30
-    assert _draw(trailing, 0.7) == 3
+    assert draw(trailing, 0.7) == 3
 
 
 def test_random_numbers_are_uniform_and_belong_to_seed_and_position() -> None:

@@ -1,33 +1,104 @@
-"""The sampling kernel against the numpy sampler: the same kept sets, and the same token for the same random number."""
+"""The sampling kernel against the numpy choice: the same token for the same random number, whatever is asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import pytest
 
-from llmserve.engine.sampler import _kept
-from llmserve.engine.sampling_params import SamplingParams
-from llmserve.kernels.cpu.sampling import sample
+from llmserve.engine.choices import Choices, adjusted, choose_in_numpy, kept
+from llmserve.kernels.cpu.sampling import sample, scratch_shapes
 
 from .harness import RUNNABLE, compiled
 
-SETTINGS = [
+Adjustment = tuple[float, float, float]
+Kernel = Callable[[np.ndarray, Choices], tuple[list[int], list[float]]]
+
+FILTERS: list[dict[str, float]] = [
     {},
     {"temperature": 0.3},
     {"temperature": 2.5},
     {"top_k": 1},
     {"top_k": 7},
     {"top_k": 100_000},
+    {"top_p": 0.0},
     {"top_p": 0.01},
     {"top_p": 0.5},
     {"top_p": 0.99},
+    {"top_p": 0.999999},
     {"min_p": 0.2},
     {"min_p": 1.0},
     {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "temperature": 0.8},
 ]
 
 
-def rows_of_logits(rng, vocab):
+@dataclass
+class Row:
+    """What is asked of one row; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    uniform: float = 0.5
+    adjustments: Mapping[int, Adjustment] = field(default_factory=dict)
+    allowed: np.ndarray | None = None
+
+
+def choices(rows: Sequence[Row], vocab: int) -> Choices:
+    """The rows as arrays, with an adjustment and a mask that belong to nobody, as no array is ever empty."""
+    knobs, limits, masks = [], [], [np.zeros(-(-vocab // 32) * 32, bool)]
+    ids, amounts = [0], [(np.nan, np.nan, np.nan)]
+    for row in rows:
+        start = len(ids)
+        ids += row.adjustments
+        amounts += row.adjustments.values()
+        mask = -1
+        if row.allowed is not None:
+            mask = len(masks)
+            masks.append(np.pad(row.allowed, (0, -len(row.allowed) % 32), constant_values=True))
+        scale = 1 / row.temperature if row.temperature else 0.0
+        knobs.append((scale, row.top_p, row.min_p, row.uniform))
+        limits.append((row.top_k, mask, start, len(ids)))
+    return Choices(
+        np.array(knobs, np.float32),
+        np.array(limits, np.int32),
+        np.array(ids, np.int32),
+        np.array(amounts, np.float32),
+        np.packbits(masks, axis=1, bitorder="little").view(np.int32),
+    )
+
+
+def cpu_kernel(vocab: int, isa) -> Kernel:
+    library = compiled(sample("sample", vocab, isa), isa)
+
+    def call(logits: np.ndarray, its: Choices) -> tuple[list[int], list[float]]:
+        before, chosen = logits.copy(), np.full((len(logits), 2), -1, np.int32)
+        # Scratch holds whatever was there before.
+        scratch = [np.full(shape, -1, np.int32).view(dtype) for shape, dtype in scratch_shapes(len(logits), vocab)]
+        library(logits, its.knobs, its.limits, its.ids, its.amounts, its.masks, chosen, *scratch)
+        np.testing.assert_array_equal(logits, before)
+        return chosen[:, 0].tolist(), chosen.view(np.float32)[:, 1].tolist()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Callable[[int], list[Kernel]]:
+    made: dict[int, list[Kernel]] = {}
+
+    def find(vocab: int) -> list[Kernel]:
+        if vocab not in made:
+            made[vocab] = [cpu_kernel(vocab, isa) for isa in RUNNABLE]
+        return made[vocab]
+
+    return find
+
+
+def logits_of(rng: np.random.Generator, vocab: int) -> np.ndarray:
     flat = rng.standard_normal(vocab)
     peaked = rng.standard_normal(vocab) * 6
     equal = np.zeros(vocab)
@@ -38,58 +109,147 @@ def rows_of_logits(rng, vocab):
     return np.stack([flat, peaked, equal, coarse, banned, alone]).astype(np.float32)
 
 
-def mismatch(row, params, uniform, token):
-    """How far `uniform` lies outside the stretch that `token` has on the cumulative sum of what is kept."""
-    weights = np.exp((row - row.max()) / np.float32(params.temperature))
-    kept = _kept(weights, params)
-    kept = kept[weights[kept] > 0]
-    if token not in kept:
+def check(kernel: Kernel, logits: np.ndarray, rows: Sequence[Row]) -> None:
+    """The kernel's tokens and peaks are those of numpy, but for what the last bits of sums decide."""
+    its = choices(rows, logits.shape[1])
+    tokens, peaks = kernel(logits, its)
+    expected, expected_peaks = choose_in_numpy(logits, its)
+    np.testing.assert_allclose(peaks, expected_peaks, rtol=1e-6)
+    for i, row in enumerate(rows):
+        if tokens[i] != expected[i]:
+            assert row.temperature, f"row {i}: {tokens[i]} instead of {expected[i]}"
+            # float32 sums of some thousand weights are within 1e-5 of the float64 ones.
+            assert mismatch(adjusted(logits[i], its.limits[i], its), its.knobs[i], row, tokens[i]) <= 1e-5, (i, row)
+
+
+def mismatch(logits: np.ndarray, knobs: np.ndarray, row: Row, token: int) -> float:
+    """How far the row's random number lies outside the stretch that `token` has on the cumulative sum of what stays."""
+    weights = np.exp((logits - logits.max()) * knobs[0])
+    ids = kept(weights, row.top_k, float(knobs[1]), float(knobs[2]))
+    ids = ids[weights[ids] > 0]
+    if token not in ids:
         return 1.0
-    ends = np.cumsum(weights[kept], dtype=np.float64)
+    ends = np.cumsum(weights[ids], dtype=np.float64)
     ends /= ends[-1]
-    at = int(np.searchsorted(kept, token))
-    begin = ends[at - 1] if at else 0.0
-    return max(begin - uniform, uniform - ends[at], 0.0)
+    at = int(np.searchsorted(ids, token))
+    return max((ends[at - 1] if at else 0.0) - float(knobs[3]), float(knobs[3]) - ends[at], 0.0)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
-@pytest.mark.parametrize("vocab", [37, 512, 3001])
-def test_tokens_are_those_of_the_numpy_sampler(vocab, isa):
-    kernel = compiled(sample("sample", vocab, isa), isa)
+@pytest.mark.parametrize("vocab", [1, 37, 512, 3001])
+def test_tokens_are_those_of_numpy(vocab: int, kernels: Callable[[int], list[Kernel]]) -> None:
     rng = np.random.default_rng(0)
-    for setting in SETTINGS:
-        params = SamplingParams(**setting)
-        logits = np.repeat(rows_of_logits(rng, vocab), 8, 0)
-        count = len(logits)
-        uniform = rng.random(count).astype(np.float32)
+    for setting in FILTERS:
+        logits = np.repeat(logits_of(rng, vocab), 8, 0)
+        uniform = rng.random(len(logits)).astype(np.float32)
         uniform[0::8], uniform[1::8] = 0.0, np.float32(1 - 2**-24)
-        tokens = np.full(count, -1, np.int32)
-
-        def column(value, dtype=np.float32, count=count):
-            return np.full(count, value, dtype)
-
-        kernel(
-            logits,
-            column(1 / params.temperature),
-            column(params.top_k, np.int32),
-            column(params.top_p),
-            column(params.min_p),
-            uniform,
-            tokens,
-        )
-        for row, u, token in zip(logits, uniform, tokens, strict=True):
-            assert row[token] > -np.inf
-            # float32 sums of at most 3001 weights are within 1e-5 of the float64 ones.
-            assert mismatch(row, params, float(u), int(token)) <= 1e-5, (setting, u, token)
+        for kernel in kernels(vocab):
+            check(kernel, logits, [Row(**setting, uniform=float(u)) for u in uniform])  # type: ignore[arg-type]
 
 
-def test_frequencies_follow_the_distribution():
-    isa, vocab, draws = RUNNABLE[0], 20, 40_000
-    kernel = compiled(sample("sample", vocab, isa), isa)
+@pytest.mark.parametrize("vocab", [32003, 128256])
+def test_large_vocabularies(vocab: int, kernels: Callable[[int], list[Kernel]]) -> None:
+    rng = np.random.default_rng(1)
+    logits = logits_of(rng, vocab)
+    for kernel, setting in product(kernels(vocab), [{"temperature": 0.0}, {}, {"top_p": 0.95}, {"top_k": 50}]):
+        check(kernel, logits, [Row(**setting, uniform=0.61803) for _ in logits])  # type: ignore[arg-type]
+
+
+def test_every_random_number_of_a_small_vocabulary(kernels: Callable[[int], list[Kernel]]) -> None:
+    logits = np.array([[0.5, 2.0, -1.0, 2.0, 0.5, -np.inf, 1.0]], np.float32)
+    rows = [
+        Row(temperature=t, top_k=k, top_p=p, min_p=m, uniform=(u + 0.5) / 64)
+        for t, k, p, m, u in product((0.5, 1.0), range(8), (0.0, 0.4, 0.8, 1.0), (0.0, 0.3), range(64))
+    ]
+    for kernel in kernels(7):
+        check(kernel, np.repeat(logits, len(rows), 0), rows)
+
+
+@pytest.mark.parametrize("vocab", [7, 37, 3001, 32003])
+def test_greedy_takes_the_first_of_the_best(vocab: int, kernels: Callable[[int], list[Kernel]]) -> None:
+    rng = np.random.default_rng(2)
+    rows = [rng.integers(-3, 4, vocab).astype(np.float32) for _ in range(20)]
+    rows += [np.full(vocab, value, np.float32) for value in (-np.inf, np.inf, np.nan, -0.0, np.finfo(np.float32).min)]
+    for at in (0, vocab // 2, vocab - 1):
+        for value in (np.nan, -np.nan, np.inf, 9.0):
+            rows.append(rng.integers(-3, 4, vocab).astype(np.float32))
+            rows[-1][at:] = value
+            rows.append(np.full(vocab, -np.inf, np.float32))
+            rows[-1][at] = value
+    mixed_zeros = np.full(vocab, -0.0, np.float32)
+    mixed_zeros[vocab // 2] = 0.0
+    logits = np.stack([*rows, mixed_zeros])
+    for kernel in kernels(vocab):
+        check(kernel, logits, [Row(temperature=0.0)] * len(logits))
+        # A draw comes to the same where the logits are no use, and says so by the peak.
+        its = choices([Row()] * len(logits), vocab)
+        np.testing.assert_array_equal(kernel(logits, its)[1], choose_in_numpy(logits, its)[1])
+
+
+@pytest.mark.parametrize("vocab", [37, 3001, 32003])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_adjustments_and_masks(vocab: int, temperature: float, kernels: Callable[[int], list[Kernel]]) -> None:
+    rng = np.random.default_rng(3)
+    logits, rows = [], []
+    for number in range(64):
+        row = Row(temperature=temperature, uniform=float(np.float32(rng.random())), top_p=rng.choice([1.0, 0.9]))
+        ids = rng.permutation(vocab)[: rng.integers(0, min(vocab, 400))]
+        if number % 4:
+            row.adjustments = {
+                int(i): (
+                    float(rng.choice([0.0, rng.uniform(-100, 100)])),
+                    float(rng.choice([1.0, rng.uniform(0.5, 2)])),
+                    float(rng.choice([0.0, rng.uniform(-2, 2), np.inf])),
+                )
+                for i in ids
+            }
+        if number % 3:
+            row.allowed = rng.random(vocab) < rng.choice([0.5, 3 / vocab])
+            row.allowed[rng.integers(vocab)] = True
+        rows.append(row)
+        logits.append(rng.standard_normal(vocab) * rng.choice([0.1, 3]))
+    for kernel in kernels(vocab):
+        check(kernel, np.array(logits, np.float32), rows)
+
+
+def test_a_mask_may_leave_one_token_or_none_and_hides_what_is_not_a_number(
+    kernels: Callable[[int], list[Kernel]],
+) -> None:
+    vocab = 37
+    only = np.zeros(vocab, bool)
+    only[vocab - 1] = True
+    logits = np.full((4, vocab), np.nan, np.float32)
+    logits[:, vocab - 1] = -5.0
+    ban = {vocab - 1: (0.0, 1.0, float("inf"))}
+    rows = [Row(allowed=only), Row(0.0, allowed=only), Row(0.0, allowed=only, adjustments=ban), Row(0.0)]
+    for kernel in kernels(vocab):
+        tokens, peaks = kernel(logits, choices(rows, vocab))
+        assert tokens[:2] == [vocab - 1] * 2
+        np.testing.assert_array_equal(peaks, [-5.0, -5.0, -np.inf, np.nan])
+        banned = np.repeat(logits[:1], 2, 0)
+        banned[:, :-1] = [[np.inf], [np.nan]]
+        all_others = {i: (0.0, 1.0, float("inf")) for i in range(vocab - 1)}
+        assert kernel(banned, choices([Row(adjustments=all_others)] * 2, vocab))[0] == [vocab - 1] * 2
+
+
+def test_a_row_does_not_depend_on_its_company(kernels: Callable[[int], list[Kernel]]) -> None:
+    vocab = 32003
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((12, vocab)).astype(np.float32)
+    rows = [
+        Row(*setting, uniform=float(rng.random()), adjustments={int(i): (0.5, 1.3, 0.1) for i in range(0, 90, n + 1)})
+        for n, setting in enumerate(product((0.0, 0.8), (0, 9), (1.0, 0.9, 0.3)))
+    ]
+    for kernel in kernels(vocab):
+        together = kernel(logits, choices(rows, vocab))
+        alone = [kernel(logits[i : i + 1], choices(rows[i : i + 1], vocab)) for i in range(len(rows))]
+        assert together == ([t for (t,), _ in alone], [p for _, (p,) in alone])
+
+
+def test_frequencies_follow_the_distribution(kernels: Callable[[int], list[Kernel]]) -> None:
+    vocab, draws = 20, 40_000
     rng = np.random.default_rng(1)
     logits = np.tile(rng.standard_normal(vocab).astype(np.float32), (draws, 1))
-    ones, tokens = np.ones(draws, np.float32), np.empty(draws, np.int32)
-    kernel(logits, ones, np.zeros(draws, np.int32), ones, 0 * ones, rng.random(draws).astype(np.float32), tokens)
+    tokens, _ = kernels(vocab)[0](logits, choices([Row(uniform=u) for u in rng.random(draws) * (1 - 2**-24)], vocab))
     p = np.exp(logits[0]) / np.exp(logits[0]).sum()
     expected = p * draws
     chi2 = ((np.bincount(tokens, minlength=vocab) - expected) ** 2 / expected).sum()

@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..base import AttentionShape, Batch, Draw, Storage
+from ..base import AttentionShape, Batch, Choices, Storage
 from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
 from .rows import Gate, Norm, Source
@@ -200,7 +200,12 @@ class CpuKernels:
         inputs = [q, batch.positions, *tiles, batch.page_indptr, batch.page_values, pages]
         return op.tensor_ir_op(func, "attention", inputs, _empty(*q.shape))
 
-    def sample(self, logits: Tensor, draw: Draw) -> Tensor:
-        func = self._func(sampling.sample, "sample", int(logits.shape[1]), self.isa)
-        inputs = [logits, draw.inverse_temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform]
-        return op.tensor_ir_op(func, "sample", inputs, _empty(logits.shape[0], dtype="int32"))
+    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+        rows, vocab = logits.shape[0], int(logits.shape[1])
+        func = self._func(sampling.sample, "sample", vocab, self.isa)
+        its = [choices.knobs, choices.limits, choices.ids, choices.amounts, choices.masks]
+        scratch = [_empty(*shape, dtype=dtype) for shape, dtype in sampling.scratch_shapes(rows, vocab)]
+        inputs = [logits, *its, chosen]
+        outputs = (chosen, *scratch)
+        tokens, *_ = op.tensor_ir_inplace_op(func, "sample", inputs, [len(inputs) - 1, -1, -1, -1], outputs)
+        return tokens

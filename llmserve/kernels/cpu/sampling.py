@@ -1,201 +1,233 @@
-"""Drawing tokens on CPUs: temperature, min_p, top_k and top_p without a sort, a row of logits per worker.
+"""Choosing tokens on CPUs: adjustments, grammar masks, argmax, and draws by temperature, min_p, top_k and top_p.
 
-Weights order as their float32 bits do, so the smallest weight that top_k or top_p keeps is found by bisection over bit
-patterns, each probe one vectorised pass over the row. Of equal weights the lower ids are kept. Oracle: engine.sampler.
+A row is worked on in blocks of ids, whose maxima and masses are kept: all threads share even a single row, and what
+follows looks into few of its blocks. The draw itself is draw.py's. Oracle: engine.choices.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx import PrimFunc
 
-from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, when
+from ..tir import T, block, build, each_row, f32, full, i32, put, scratch, sized, vec, when
+from .draw import BLOCK, Drawing, bits_of, float_of
 from .isa import Isa
-from .vector_math import exp2
+from .vector_math import across, exp2
 
-BLOCK = 512  # ids that are summed together before the draw looks at single ones
+GROUP = 16  # blocks that a thread takes at once
 STREAMS = 4  # independent accumulators, which hide the adders' latency
-_ONE = 0x3F800000  # bits of 1.0, the largest weight
+_MAGNITUDE = 0x7FFFFFFF  # all bits of a float but its sign
+_INFINITE = 0x7F800000
+_BANNED = _INFINITE - 2**31  # bits of minus infinity
+_BAN = 3e38  # what is subtracted above this is a ban
 _TINY = 2.0**-120  # weights below are zero: exp2 does not go much further down
+
+Bits = Callable[[Any, int], Any]
+"""(index in a row, lanes) → the bits of that many of its values, int32."""
+
+
+def scratch_shapes(rows: Any, vocab: int) -> tuple[tuple[tuple[Any, Any], str], ...]:
+    """(shape, dtype) of what `sample` works in: a row's values, and the maxima and masses of its blocks."""
+    blocks = -(-vocab // BLOCK)
+    return ((rows, blocks * BLOCK), "int32"), ((rows, blocks), "int32"), ((rows, blocks), "float32")
 
 
 def sample(name: str, vocab: int, isa: Isa) -> PrimFunc:
-    """One token per row, drawn from softmax(logits * inverse_temperature) after min_p, top_k and top_p, in this order.
+    """One token per row; arguments as `kernels.base.Choices` has them, then the output, then scratch.
 
-    logits float32 [R, vocab], finite at their largest · inverse_temperature, top_p, min_p, uniform float32 [R] ·
-    top_k int32 [R], 0 for all · tokens int32 [R], the output. `uniform` in [0, 1) picks by the inverse of the
-    cumulative sum over the ids that are kept, in rising order.
+    logits float32 [R, vocab] · knobs float32 [R, 4] · limits int32 [R, 4] · ids int32 [A] · amounts float32 [A, 3] ·
+    masks int32 [K, words] · chosen int32 [R, 2] · work, maxima, masses as in `scratch_shapes`.
     """
     lanes = isa.lanes
-    padded = -(-vocab // BLOCK) * BLOCK
+    blocks = -(-vocab // BLOCK)
+    groups = -(-blocks // GROUP)
 
     def body() -> None:
-        rows = T.int64()
+        rows, num_adjustments, num_masks = T.int64(), T.int64(), T.int64()
         logits = sized("logits", (rows, vocab), "float32")
-        inverse_temperature = sized("inverse_temperature", (rows,), "float32")
-        top_k = sized("top_k", (rows,), "int32")
-        top_p = sized("top_p", (rows,), "float32")
-        min_p = sized("min_p", (rows,), "float32")
-        uniform = sized("uniform", (rows,), "float32")
-        tokens = sized("tokens", (rows,), "int32")
+        knobs = sized("knobs", (rows, 4), "float32")
+        limits = sized("limits", (rows, 4), "int32")
+        ids = sized("ids", (num_adjustments,), "int32")
+        amounts = sized("amounts", (num_adjustments, 3), "float32")
+        masks = sized("masks", (num_masks, -(-vocab // 32)), "int32")
+        chosen = sized("chosen", (rows, 2), "int32")
+        names = ("work", "maxima", "masses")
+        work, maxima, masses = (sized(name, *its) for name, its in zip(names, scratch_shapes(rows, vocab), strict=True))
 
-        with T.parallel(rows) as row, block("sample"):
-            weight = scratch(padded)
-            peak, acc = scratch(1), scratch(STREAMS * lanes)
-            # [0] what a pass summed, [1] weight of all, [2] wanted
-            total = scratch(3)
-            low, high, ties, border = scratch(1, "int32"), scratch(1, "int32"), scratch(1, "int32"), scratch(1, "int32")
+        def is_adjusted(row: Any) -> Any:
+            return T.Or(limits[row, 1] >= 0, limits[row, 3] > limits[row, 2])
 
-            def reduce_row(term: Callable[[Any], Any], start: Any = 0, count: Any = padded) -> None:
-                """total[0] = sum of term(i, lanes at i) over the row's weights, always in the same order."""
-                for stream in range(STREAMS):
-                    put(acc, full(f32(0), lanes), stream * lanes, lanes=lanes)
-                with T.serial(count // (STREAMS * lanes)) as i:
-                    for stream in range(STREAMS):
-                        value = vec(weight, start + (i * STREAMS + stream) * lanes, lanes=lanes)
-                        old = vec(acc, stream * lanes, lanes=lanes)
-                        put(acc, old + term(value), stream * lanes, lanes=lanes)
-                result: Any = acc[0]
-                for lane in range(1, STREAMS * lanes):
-                    result = result + acc[lane]
-                put(total, result, 0)
+        def draws(row: Any) -> Any:
+            return T.And(knobs[row, 0] > f32(0), T.bitwise_and(chosen[row, 1], i32(_MAGNITUDE)) < _INFINITE)
 
-            def bits(value: Any) -> Any:
-                return T.reinterpret(value, dtype=f"int32x{lanes}")
+        def from_source(row: Any, then: Callable[[Bits], None]) -> None:
+            """`then` with the row's logits, from where they are."""
+            with T.If(is_adjusted(row)):
+                with T.Then(), block("adjusted"):
+                    then(lambda at, lanes: vec(work, row, at, lanes=lanes))
+                with T.Else(), block("plain"):
+                    then(lambda at, lanes: bits_of(vec(logits, row, at, lanes=lanes), lanes))
 
-            def at_least(bound: Any, amount: Callable[[Any], Any]) -> Callable[[Any], Any]:
-                zero = full(f32(0), lanes)
-                return lambda value: T.Select(bits(value) >= full(bound, lanes), amount(value), zero)
+        def each_block(visit: Callable[[Any, Any, Any], None], wanted: Callable[[Any], Any]) -> None:
+            """`visit(row, block, ids in it)` for all blocks of the rows that are wanted, by all threads."""
 
-            def one(value: Any) -> Any:
-                return full(f32(1), lanes)
+            def go(task: Any) -> None:
+                row, first = task // groups, task % groups * GROUP
+                with when(wanted(row)), T.serial(T.min(blocks - first, GROUP)) as i:
+                    visit(row, first + i, T.min(vocab - (first + i) * BLOCK, BLOCK))
 
-            def itself(value: Any) -> Any:
-                return value
+            each_row(rows * groups, go)
 
-            def lower_border(amount: Callable[[Any], Any]) -> None:
-                """border = the largest bit pattern at or above it whose upper part amounts to total[2], if any does."""
-                put(low, border[0], 0)
-                put(high, i32(_ONE + 1), 0)
-                with T.While(high[0] - low[0] > 1):
-                    middle = low[0] + T.shift_right(high[0] - low[0], i32(1))
-                    reduce_row(at_least(middle, amount))
-                    with T.If(total[0] >= total[2]):
-                        with T.Then():
-                            put(low, low[0] + T.shift_right(high[0] - low[0], i32(1)), 0)
-                        with T.Else():
-                            put(high, low[0] + T.shift_right(high[0] - low[0], i32(1)), 0)
-                put(border, low[0], 0)
+        def copy(row: Any, index: Any, count: Any) -> None:
+            """A block of the row into `work`, what its mask rules out banned."""
+            mask = limits[row, 1]
 
-            def border_value() -> Any:
-                return T.reinterpret(border[0], dtype="float32")
+            def move(at: Any, lanes: int, masked: bool) -> None:
+                value = bits_of(vec(logits, row, at, lanes=lanes), lanes)
+                if masked:
+                    shift = full(T.cast(at % 32, "int32"), lanes)
+                    shift = shift + T.ramp(i32(0), i32(1), lanes) if lanes > 1 else shift
+                    bit = T.bitwise_and(T.shift_right(full(masks[mask, at // 32], lanes), shift), full(i32(1), lanes))
+                    value = T.Select(bit == full(i32(1), lanes), value, full(i32(_BANNED), lanes))
+                put(work, value, row, at, lanes=lanes)
 
-            # Weights: 1 at the peak.
-            put(peak, logits[row, 0], 0)
-            with T.serial(vocab) as i:
-                put(peak, T.max(peak[0], logits[row, i]), 0)
-            scale = inverse_temperature[row] * f32(math.log2(math.e))
-            whole = vocab // lanes * lanes
-            with T.serial(whole // lanes) as i:
-                power = (vec(logits, row, i * lanes, lanes=lanes) - full(peak[0], lanes)) * full(scale, lanes)
+            def all_of(masked: bool) -> None:
+                with T.serial(count // lanes) as i:
+                    move(index * BLOCK + i * lanes, lanes, masked)
+                with T.serial(count % lanes) as i:
+                    move(index * BLOCK + count // lanes * lanes + i, 1, masked)
+
+            with T.If(mask >= 0):
+                with T.Then():
+                    all_of(masked=True)
+                with T.Else():
+                    all_of(masked=False)
+
+        def adjust(row: Any) -> None:
+            value = scratch(1)
+            with T.serial(limits[row, 3] - limits[row, 2]) as i:
+                entry = limits[row, 2] + i
+                at, penalty = ids[entry], amounts[entry, 1]
+                put(value, float_of(work[row, at], 1) + amounts[entry, 0], 0)
+                put(value, T.Select(value[0] > f32(0), value[0] / penalty, value[0] * penalty), 0)
+                put(value, value[0] - amounts[entry, 2], 0)
+                put(work, T.Select(amounts[entry, 2] > f32(_BAN), i32(_BANNED), bits_of(value[0], 1)), row, at)
+
+        def find_highest(row: Any, index: Any, count: Any) -> None:
+            from_source(row, lambda bits: highest(row, index, count, bits))
+
+        def highest(row: Any, index: Any, count: Any, bits: Bits) -> None:
+            """maxima[row, index] = the largest key of a block."""
+            best = scratch(STREAMS * lanes, "int32")
+            put_all(best, i32(-_MAGNITUDE))
+
+            def take(at: Any, here: Any, lanes: int) -> None:
+                key = _key(bits(index * BLOCK + at, lanes), lanes)
+                put(best, T.max(vec(best, here, lanes=lanes), key), here, lanes=lanes)
+
+            in_streams(count, take)
+            put(maxima, across(parts(best), T.max, lanes, "int32"), row, index)
+
+        def weigh(row: Any, index: Any, count: Any) -> None:
+            from_source(row, lambda bits: weights(row, index, count, bits))
+
+        def weights(row: Any, index: Any, count: Any, bits: Bits) -> None:
+            """Logits become weights, 1 at the peak; maxima and masses of the block are those of the weights' bits."""
+            scale = knobs[row, 0] * f32(math.log2(math.e))
+            peak = float_of(chosen[row, 1], 1)
+            total, best = scratch(STREAMS * lanes), scratch(STREAMS * lanes, "int32")
+            put_all(total, f32(0))
+            put_all(best, i32(0))
+
+            def take(at: Any, here: Any, lanes: int) -> None:
+                power = (float_of(bits(index * BLOCK + at, lanes), lanes) - full(peak, lanes)) * full(scale, lanes)
                 value = exp2(power, lanes)
-                put(
-                    weight,
-                    T.Select(value < full(f32(_TINY), lanes), full(f32(0), lanes), value),
-                    i * lanes,
-                    lanes=lanes,
-                )
-            for i in range(whole, vocab):
-                value = exp2((logits[row, i] - peak[0]) * scale, 1)
-                put(weight, T.Select(value < f32(_TINY), f32(0), value), i)
-            for i in range(vocab, padded):
-                put(weight, f32(0), i)
+                value = T.Select(value < full(f32(_TINY), lanes), full(f32(0), lanes), value)
+                put(work, bits_of(value, lanes), row, index * BLOCK + at, lanes=lanes)
+                weight = vec(work, row, index * BLOCK + at, lanes=lanes)
+                put(total, vec(total, here, lanes=lanes) + float_of(weight, lanes), here, lanes=lanes)
+                put(best, T.max(vec(best, here, lanes=lanes), weight), here, lanes=lanes)
 
-            # What stays: weights whose bits are above `border`, and the first `ties` of those that equal it.
-            reduce_row(itself)
-            put(total, total[0], 1)
-            put(border, T.max(T.reinterpret(min_p[row], dtype="int32"), i32(1)), 0)  # zeros never stay
-            put(ties, i32(vocab), 0)
-            with when(min_p[row] > f32(0)):
-                reduce_row(at_least(border[0], itself))
-                put(total, total[0], 1)
-            with when(top_k[row] > 0):
-                put(total, T.cast(top_k[row], "float32"), 2)
-                lower_border(one)
-                reduce_row(at_least(border[0] + 1, one))
-                put(ties, T.min(ties[0], T.max(top_k[row] - T.cast(total[0], "int32"), 0)), 0)
-                # Fewer than k were there: the border is where it was, and all that equal it stay.
-                reduce_row(at_least(border[0] + 1, itself))
-                put(total, total[0], 1)
-                reduce_row(lambda v: T.Select(bits(v) == full(border[0], lanes), one(v), full(f32(0), lanes)))
-                put(total, total[1] + border_value() * T.min(total[0], T.cast(ties[0], "float32")), 1)
-            with when(top_p[row] < f32(1)):
-                put(total, top_p[row] * total[1], 2)
-                remembered = scratch(2, "int32")
-                put(remembered, border[0], 0)
-                put(remembered, ties[0], 1)
-                lower_border(itself)
-                reduce_row(at_least(border[0] + 1, itself))
-                missing = (total[2] - total[0]) / T.max(border_value(), f32(_TINY))
-                wanted = T.max(T.cast(T.ceil(T.min(missing, f32(2.0**24))), "int32"), 1)
-                put(ties, T.Select(border[0] == remembered[0], T.min(wanted, remembered[1]), wanted), 0)
+            in_streams(count, take)
+            with T.serial(BLOCK - count) as i:
+                put(work, i32(0), row, index * BLOCK + count + i)
+            put(masses, across(parts(total), operator.add, lanes), row, index)
+            put(maxima, across(parts(best), T.max, lanes, "int32"), row, index)
 
-            # Draw: whole blocks first, then the ids of one block.
-            position, tied = scratch(1, "int32"), scratch(1, "int32")
-            mass, target = scratch(2), scratch(1)
-            put(tied, i32(0), 0)
-            put(mass, f32(0), 0)
+        def put_all(buffer: Any, value: Any) -> None:
+            for stream in range(STREAMS):
+                put(buffer, full(value, lanes), stream * lanes, lanes=lanes)
 
-            def block_mass(index: Any) -> None:
-                """mass[1] = what block `index` adds; low[0] = ties counted after it."""
-                start = index * BLOCK
-                reduce_row(
-                    lambda v: T.Select(bits(v) == full(border[0], lanes), one(v), full(f32(0), lanes)), start, BLOCK
-                )
-                put(low, T.min(tied[0] + T.cast(total[0], "int32"), ties[0]), 0)
-                reduce_row(at_least(border[0] + 1, itself), start, BLOCK)
-                put(mass, total[0] + border_value() * T.cast(low[0] - tied[0], "float32"), 1)
+        def parts(buffer: Any) -> list[Any]:
+            return [vec(buffer, stream * lanes, lanes=lanes) for stream in range(STREAMS)]
 
-            with T.serial(padded // BLOCK) as i:
-                block_mass(i)
-                put(mass, mass[0] + mass[1], 0)
-                put(tied, low[0], 0)
-            put(target, uniform[row] * mass[0], 0)
-            put(tied, i32(0), 0)
-            put(mass, f32(0), 0)
-            put(position, i32(0), 0)
-            put(high, i32(0), 0)  # 1 once the block is found
-            with T.While(T.And(high[0] == 0, position[0] < padded // BLOCK)):
-                block_mass(position[0])
-                with T.If(mass[0] + mass[1] > target[0]):
-                    with T.Then():
-                        put(high, i32(1), 0)
-                    with T.Else():
-                        put(mass, mass[0] + mass[1], 0)
-                        put(tied, low[0], 0)
-                        put(position, position[0] + 1, 0)
-            # Within the block; `chosen` ends as the last id that stays if rounding ran past the end.
-            chosen = scratch(1, "int32")
-            put(chosen, i32(0), 0)
-            put(low, T.Select(high[0] == 1, position[0] * BLOCK, i32(0)), 0)
-            put(high, T.Select(high[0] == 1, T.min(position[0] * BLOCK + BLOCK, i32(vocab)), i32(vocab)), 0)
-            with when(position[0] == padded // BLOCK):
-                put(mass, f32(-1e30), 0)  # nothing crosses the target: take the last that stays
-                put(tied, i32(0), 0)
-            with T.While(low[0] < high[0]):
-                pattern = T.reinterpret(weight[low[0]], dtype="int32")
-                stays = T.Or(pattern > border[0], T.And(pattern == border[0], tied[0] < ties[0]))
-                with when(stays):
-                    put(chosen, low[0], 0)
-                    put(mass, mass[0] + weight[low[0]], 0)
-                    with when(pattern == border[0]):
-                        put(tied, tied[0] + 1, 0)
-                    with when(mass[0] > target[0]):
-                        put(high, low[0], 0)
-                put(low, low[0] + 1, 0)
-            put(tokens, chosen[0], row)
+        def in_streams(count: Any, take: Callable[[Any, Any, int], None]) -> None:
+            """`take(index, lane of the accumulator, lanes)` for all of the first `count` ids of a block."""
+            together = STREAMS * lanes
+            with T.serial(count // together) as i:
+                for stream in range(STREAMS):
+                    take(i * together + stream * lanes, stream * lanes, lanes)
+            with T.serial(count % together) as i:
+                take(count // together * together + i, i, 1)
+
+        def choose_best(row: Any) -> None:
+            """chosen[row] = the first of the row's largest, and its bits."""
+            top, at = scratch(1, "int32"), scratch(1, "int32")
+            put(top, i32(-_MAGNITUDE), 0)
+            with T.serial(blocks) as i:
+                put(top, T.max(top[0], maxima[row, i]), 0)
+            put(at, i32(0), 0)
+            with T.While(maxima[row, at[0]] != top[0]):
+                put(at, at[0] + 1, 0)
+            put(at, at[0] * BLOCK, 0)
+
+            def find(bits: Bits) -> None:
+                with T.While(_key(bits(at[0], 1), 1) != top[0]):
+                    put(at, at[0] + 1, 0)
+
+            from_source(row, find)
+            put(chosen, at[0], row, 0)
+            put(chosen, _from_key(top[0]), row, 1)
+
+        def each_wanted(wanted: Callable[[Any], Any], work: Callable[[Any], None]) -> None:
+            def go(row: Any) -> None:
+                with when(wanted(row)):
+                    work(row)
+
+            each_row(rows, go)
+
+        with block("sample"):
+            some = scratch(2, "int32")  # whether a row is adjusted, and whether one draws
+            put(some, i32(0), 0)
+            put(some, i32(0), 1)
+            with T.serial(rows) as row, when(is_adjusted(row)):
+                put(some, i32(1), 0)
+            with when(some[0] == 1):
+                each_block(copy, is_adjusted)
+                each_wanted(is_adjusted, adjust)
+            each_block(find_highest, lambda row: True)
+            with T.serial(rows) as row, block("best"):
+                choose_best(row)
+                with when(draws(row)):
+                    put(some, i32(1), 1)
+            with when(some[1] == 1):
+                each_block(weigh, draws)
+                each_wanted(draws, Drawing(vocab, lanes, knobs, limits, chosen, work, maxima, masses).draw)
 
     return build(name, body)
+
+
+def _key(bits: Any, lanes: int) -> Any:
+    """int32 that order as the floats of these bits do, zeros equal, and any NaN above all."""
+    magnitude = T.bitwise_and(bits, full(i32(_MAGNITUDE), lanes))
+    key = T.Select(bits < full(i32(0), lanes), full(i32(0), lanes) - magnitude, bits)
+    return T.Select(magnitude > full(i32(_INFINITE), lanes), full(i32(_MAGNITUDE), lanes), key)
+
+
+def _from_key(key: Any) -> Any:
+    """The bits of a float of this key."""
+    return T.Select(key < 0, T.bitwise_or(0 - key, i32(-(2**31))), key)

@@ -35,7 +35,7 @@ def exp(x: Any, lanes: int) -> Any:
 def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int, dtype: str = "float32") -> Any:
     """All lanes of all vectors combined into a scalar, always in the same order: a tree, as a chain would wait on each.
 
-    `lanes` must be a power of two.
+    `lanes` must be a power of two; `dtype` is that of a lane.
     """
     value = reduce(combine, vectors)
     while lanes > 1:
