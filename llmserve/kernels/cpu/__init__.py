@@ -205,7 +205,6 @@ class CpuKernels:
         func = self._func(sampling.sample, "sample", vocab, self.isa)
         its = [choices.knobs, choices.limits, choices.ids, choices.amounts, choices.masks]
         scratch = [_empty(*shape, dtype=dtype) for shape, dtype in sampling.scratch_shapes(rows, vocab)]
-        inputs = [logits, *its, chosen]
-        outputs = (chosen, *scratch)
-        tokens, *_ = op.tensor_ir_inplace_op(func, "sample", inputs, [len(inputs) - 1, -1, -1, -1], outputs)
-        return tokens
+        inputs, outputs = [logits, *its, chosen], (chosen, *scratch)
+        places = [len(inputs) - 1, *(-1 for _ in scratch)]
+        return op.tensor_ir_inplace_op(func, "sample", inputs, places, outputs)[0]

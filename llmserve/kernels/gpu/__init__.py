@@ -12,8 +12,8 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
-from ..base import AttentionShape, Batch, Composed, Storage
-from . import attention, elementwise, linear
+from ..base import AttentionShape, Batch, Choices, Composed, Storage
+from . import attention, elementwise, linear, sampling
 from .elementwise import RESIDUAL
 from .packed import Layout
 
@@ -148,3 +148,12 @@ class GpuKernels:
             _empty(*q.shape, dtype=self.compute_dtype),
         )
         return op.tensor_ir_op(func, "attention", inputs, outputs)[2]
+
+    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+        rows, vocab = logits.shape[0], int(logits.shape[1])
+        func = self._func(sampling.sample, "sample", vocab, self.gpu)
+        its = [choices.knobs, choices.limits, choices.ids, choices.amounts, choices.masks]
+        scratch = [_empty(*shape, dtype=dtype) for shape, dtype in sampling.scratch_shapes(rows, vocab)]
+        inputs, outputs = [logits, *its, chosen], (chosen, *scratch)
+        places = [len(inputs) - 1, *(-1 for _ in scratch)]
+        return op.tensor_ir_inplace_op(func, "sample", inputs, places, outputs)[0]

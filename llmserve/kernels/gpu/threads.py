@@ -7,7 +7,7 @@ them; where such a condition is read from memory, the tensor must not be written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -55,11 +55,17 @@ def barrier() -> None:
 def fold(values: Any, width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
     """Combine each run of `width` (a power of two) consecutive elements of a shared buffer into its first; one thread
     for each element. `values[thread]` must be written before; all threads see the result."""
+    fold_all([values], width, thread, combine)
+
+
+def fold_all(buffers: Sequence[Any], width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
+    """`fold` for several buffers, at the barriers of one."""
     barrier()
     step = width // 2
     while step:
         with T.If(thread % width < step), T.Then():
-            put(values, combine(values[thread], values[thread + step]), thread)
+            for values in buffers:
+                put(values, combine(values[thread], values[thread + step]), thread)
         barrier()
         step //= 2
 
