@@ -281,6 +281,25 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 @app.command()
+def fit(
+    model: Model = None,
+    device: Device = "auto",
+    memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Count with so much, such as 24GiB.  [default: what is free here]", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what memory a model takes in each quantization, and what context fits, before it is downloaded."""
+    from .config import parse_memory
+    from .fit import describe, report
+    from .fit import fit as measure
+
+    found = measure(model, device, parse_memory(memory))
+    typer.echo(json.dumps(report(found), indent=1) if as_json else describe(found))
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this machine can run and compile for, try each device, and name what is missing. Exit code 1 if no
     platform works."""

@@ -38,6 +38,17 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
+def parse_memory(value: str | None) -> int | None:
+    """Bytes from what a flag says. Raises ConfigError for what is no size, and for none at all."""
+    try:
+        count = parse_size(value)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    if count is not None and not (isinstance(count, int) and count > 0):
+        raise ConfigError(f"{value!r} is no memory to count with; write a size such as 24GiB.")
+    return count
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 

@@ -81,6 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"__init__", "errors", "config", "platforms", "text", "llm", "compile.build", *ENGINE_FACE},
     # The command line's helpers: what a verb does, less the parsing.
     "console": set(),
+    # What a model is made of, in each scheme, without making it.
+    "fit": {"errors", "config", "machine", "detect", "platforms", "models", "quant", "weights"},
     "doctor": {
         *("__init__", "errors", "machine", "detect", "trial", "platforms", "toolchain"),
         *("compile.artifact", "compile.tools"),

@@ -7,7 +7,9 @@ network the Hub's cache answers. Reading the files is read.py's business.
 from __future__ import annotations
 
 import errno
+import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,58 @@ def resolve(model: str, *, token: str | None = None, progress: bool = True) -> P
         raise CheckpointError(
             f"{path} is a file, and a model is a checkpoint's directory, a *.gguf file or a Hub id like org/name."
         )
+    match = _match(model)
+    return _download(match["repo"], match["revision"], token, progress)
+
+
+def config_only(model: str, *, token: str | None = None) -> tuple[dict[str, Any], int | None]:
+    """(config.json of `org/name[@revision]`, bytes that `resolve` would download; None where the Hub does not say).
+
+    Raises CheckpointError as `resolve` does, and when the repository has no config.json.
+    """
+    from huggingface_hub import hf_hub_download
+
+    match = _match(model)
+    repo, revision = match["repo"], match["revision"]
+    try:
+        file = Path(hf_hub_download(repo, "config.json", revision=revision, token=token))
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        if (answer := _verdict(error, repo, revision)) is None:
+            answer = f"config.json of {repo} cannot be read as JSON: {error}."
+        raise CheckpointError(answer) from error
+    except Exception as error:
+        answer = _verdict(error, repo, revision)
+        if answer is None and not _is_network(error):
+            raise
+        raise CheckpointError(
+            answer or f"config.json of {repo} is not in the Hub's cache, and cannot be had ({_first_line(error)})."
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json of {repo} must hold a JSON object, not {type(config).__name__}.")
+    return config, _download_size(repo, revision, token)
+
+
+def _download_size(repo: str, revision: str | None, token: str | None) -> int | None:
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(repo, revision=revision, files_metadata=True, token=token, timeout=10).siblings or []
+    except Exception:  # a figure that nothing depends on
+        return None
+    wanted = [f.size for f in files if _is_wanted(f.rfilename)]
+    return sum(size for size in wanted if size is not None) if wanted else None
+
+
+def _is_wanted(file: str) -> bool:
+    return any(fnmatch(file, p) for p in ALLOWED) and not any(fnmatch(file, p) for p in IGNORED)
+
+
+def _match(model: str) -> re.Match[str]:
     match = _HUB_ID.fullmatch(model)
     if not match or model.startswith("."):
-        raise CheckpointError(f"There is no such directory: {path}, and it is not a Hub id like org/name.")
-    return _download(match["repo"], match["revision"], token, progress)
+        raise CheckpointError(f"There is no such directory: {Path(model)}, and it is not a Hub id like org/name.")
+    return match
 
 
 def _download(repo: str, revision: str | None, token: str | None, progress: bool) -> Path:
@@ -71,6 +121,8 @@ def _verdict(error: Exception, repo: str, revision: str | None) -> str | None:
         return f"The Hub has no public model {repo}; if it is private, set HF_TOKEN to a token that may read it."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision}."
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{repo} has no config.json: it is not a Hugging Face checkpoint."
     if isinstance(error, errors.HFValidationError):
         return f"There is no such directory: {repo}, and it is not a Hub id like org/name ({_first_line(error)})."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -105,6 +106,56 @@ def test_without_a_network_the_cache_answers(tmp_path: Path, monkeypatch: pytest
     Hub(monkeypatch, error, errors.LocalEntryNotFoundError("nothing cached"))
     with pytest.raises(CheckpointError, match=r"org/name is not in the Hub's cache, and the Hub cannot be reached \("):
         hub.resolve("org/name")
+
+
+class Answers(Hub):
+    """Stands in for `hf_hub_download`, and says nothing of sizes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
+        super().__init__(monkeypatch, *answers)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **options: self(repo, **options))
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.info)
+        self.files: list[Any] = []
+
+    def info(self, repo: str, **options: Any) -> Any:
+        if not self.files:
+            raise ConnectError("unreachable")
+        return SimpleNamespace(siblings=self.files)
+
+
+def test_only_the_config_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "llama"}', encoding="utf-8")
+    answers = Answers(monkeypatch, file, file)
+    assert hub.config_only("org/name@v1") == ({"model_type": "llama"}, None)
+    assert answers.calls == [("org/name", {"revision": "v1", "token": None})]
+    sizes = {"model.safetensors": 100, "config.json": 7, "pytorch_model.bin": 90, "onnx/model.json": 5}
+    answers.files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+    assert hub.config_only("org/name")[1] == 107
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (http_error(errors.RepositoryNotFoundError), "no public model org/name"),
+        (http_error(errors.GatedRepoError), "org/name is gated"),
+        (http_error(errors.RemoteEntryNotFoundError), "org/name has no config.json"),
+        (errors.LocalEntryNotFoundError("nothing cached"), "not in the Hub's cache, and cannot be had"),
+        (ConnectError("no route"), r"cannot be had \(no route\)"),
+    ],
+)
+def test_a_config_that_cannot_be_had(answer: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Answers(monkeypatch, answer)
+    with pytest.raises(CheckpointError, match=words):
+        hub.config_only("org/name")
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[]", "must hold a JSON object")])
+def test_a_config_that_is_none(text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    Answers(monkeypatch, tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=words):
+        hub.config_only("org/name")
 
 
 def test_a_bug_stays_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
