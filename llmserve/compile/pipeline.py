@@ -10,6 +10,7 @@ each reference after its last use took a small model 4 % of a step, and would fr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import tvm
@@ -21,14 +22,18 @@ from .sharing import share_tensors
 
 def compile_module(module: tvm.IRModule, target: Mapping[str, Any], upper_bounds: Mapping[str, int]) -> Any:
     """A traced module as an executable for `target`, which can be exported as a library."""
-    with build_context():
+    with nullcontext() if target["kind"] == "llvm" else build_context():
         return tvm.compile(module, tvm.target.Target(dict(target)), relax_pipeline=pipeline(upper_bounds))
 
 
 def build_context() -> tvm.transform.PassContext:
-    """What kernels are built under. They hold every barrier that they need; the pass that adds some does not follow
-    which element a thread touches, and refuses what it takes for a barrier under a condition."""
-    return tvm.transform.PassContext(disabled_pass=["s_tir.ThreadSync"])
+    """What kernels for GPUs are built under.
+
+    They hold every barrier that they need. TVM's own pass for that does not follow which element a thread touches, and
+    refuses what it takes for a barrier under a condition. Without it, buffers must not share memory either: one that a
+    thread is done with may still be read by others.
+    """
+    return tvm.transform.PassContext(disabled_pass=["s_tir.ThreadSync"], config={"tirx.disable_storage_rewrite": True})
 
 
 def pipeline(upper_bounds: Mapping[str, int]) -> tvm.transform.Pass:

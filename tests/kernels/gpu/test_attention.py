@@ -16,6 +16,8 @@ from .harness import DTYPES, GPU, ROUNDING, compiled, constant
 SHAPES = {
     "gqa": AttentionShape(heads=8, kv_heads=2, head_dim=64, page_size=16),
     "gqa7": AttentionShape(heads=7, kv_heads=1, head_dim=80, page_size=16),
+    # As many scores as threads, so that nothing stands between a thread's last key and its first score.
+    "mqa8": AttentionShape(heads=8, kv_heads=1, head_dim=32, page_size=16),
     "window": AttentionShape(heads=4, kv_heads=2, head_dim=128, page_size=16, window=21),
     "wide": AttentionShape(heads=2, kv_heads=1, head_dim=256, page_size=16),
     "pages of 32": AttentionShape(heads=2, kv_heads=2, head_dim=96, page_size=32, window=40),
