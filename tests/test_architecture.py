@@ -71,8 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("models", "quant", "kernels", "weights", "backends"),
     },
     **{name: {"errors", *ENGINE_PURE} for name in ENGINE_PURE},
-    # The record that compilation leaves, and the file of parameters beside it.
-    "engine": {"errors", "config", "text", "compile.compiled", "weights.load"},
+    # The record that compilation leaves, the file of parameters beside it, and how much memory a device has.
+    "engine": {"errors", "config", "text", "compile.compiled", "detect", "weights.load"},
     # It holds the device, so it is who sees to it that TVM knows it.
     "engine.model_runner": {"errors", "compile.compiled", "weights.load", "engine", "backends"},
     "api": {"__init__", "errors", "config", "text", *ENGINE_FACE},

@@ -177,7 +177,7 @@ class Build:
     def model(self) -> CausalLM:
         """The traced module, its weight matrices in this platform's layout."""
         with using(self.kernels):
-            pages = PageFormat(self.limits.page_size, self.scheme.page_dtype)
+            pages = PageFormat(self.limits.page_size, self.kernels.page_dtype or self.scheme.page_dtype)
             model = self.family.model(self.config, pages)
             schemes.apply(model.matrices(), self.scheme, self.kernels)
         return model

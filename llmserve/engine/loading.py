@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
+from .. import detect
 from ..compile.compiled import CompiledModel
 from ..config import EngineConfig
 from ..errors import ConfigError
+from ..weights.load import PARAMS_FILE
 from .core import EngineCore
 from .detokenize import Tokenizer
 from .executor import LocalExecutor
 from .scheduler_config import SchedulerConfig
 
-_SHARE_OF_FREE_MEMORY = 0.25
+_SHARE_OF_FREE_MEMORY = 0.25  # of a computer's, which others want as well
+_SHARE_OF_GPU_MEMORY = 0.85  # of a GPU's own, less the weights; the rest is for a step's results
+_UNKNOWN_MEMORY = 4 << 30  # where nothing tells
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
@@ -43,7 +46,7 @@ def load_core(
 
 
 def choose_num_pages(model: CompiledModel, config: EngineConfig) -> int:
-    """Pages that the configuration allows: as told, else a quarter of the free memory, but no more than all sequences
+    """Pages that the configuration allows: as told, else a share of the free memory, but no more than all sequences
     at full length could use. Raises ConfigError when not even one sequence of full length fits."""
     size = model.interface.page_size
     one = -(-model.max_model_len // size)
@@ -51,7 +54,7 @@ def choose_num_pages(model: CompiledModel, config: EngineConfig) -> int:
         return config.num_pages
     budget = config.kv_cache_memory
     if budget is None:
-        budget = int(_free_memory() * _SHARE_OF_FREE_MEMORY)
+        budget = _budget(model)
     pages = min(budget // model.page_bytes, one * config.max_num_seqs)
     if pages < one:
         raise ConfigError(
@@ -61,13 +64,16 @@ def choose_num_pages(model: CompiledModel, config: EngineConfig) -> int:
     return pages
 
 
-def _free_memory() -> int:
-    """Bytes that can be had without swapping; where the system does not say, its physical memory."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _budget(model: CompiledModel) -> int:
+    """Bytes for pages where nobody said how many."""
+    device = detect.usable(model.interface.device)
+    if model.interface.device != "cpu" and device and not device.software and device.free is not None:
+        weights = (model.params / PARAMS_FILE).stat().st_size
+        return max(0, int((device.free - weights) * _SHARE_OF_GPU_MEMORY))
+    # A CPU, or a device that shares its memory or does not tell of its own.
+    host = detect.usable("cpu")
+    free = (host.free or host.memory) if host else None
+    return int((free or _UNKNOWN_MEMORY) * _SHARE_OF_FREE_MEMORY)
 
 
 def _size(count: int) -> str:

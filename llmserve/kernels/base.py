@@ -147,6 +147,10 @@ class KernelSet(Protocol):
     @property
     def compute_dtype(self) -> str: ...
 
+    @property
+    def page_dtype(self) -> str | None:
+        """Of keys and values in the cache; None leaves it to the scheme."""
+
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Weight: ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...

@@ -149,6 +149,10 @@ class CpuKernels:
     def name(self) -> str:
         return f"cpu-{self.isa.name}"
 
+    @property
+    def page_dtype(self) -> None:
+        return None
+
     def _once(self, make: Callable[..., Any], *key: Any) -> Any:
         whole = (make, *key)
         if whole not in self._built:

@@ -82,6 +82,10 @@ class GpuKernels:
     def name(self) -> str:
         return f"{self.platform}-{self.gpu.name}-{self.compute_dtype.replace('float', 'f')}"
 
+    @property
+    def page_dtype(self) -> str:
+        return self.compute_dtype
+
     def _once(self, make: Callable[..., Any], *key: Any) -> Any:
         whole = (make, *key)
         if whole not in self._built:
