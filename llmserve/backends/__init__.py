@@ -21,8 +21,8 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def load(device: str) -> None:
-    """Makes TVM know `device` ("webgpu"); compiles the plugin at first use. Devices that TVM brings itself are let be,
-    but for CUDA's libraries, which it does not look for.
+    """Makes TVM know `device` ("webgpu", "rocm"); compiles the plugin at first use. Devices that TVM brings are let be, but
+    for CUDA's libraries, which it does not look for.
 
     Raises UnsupportedError (a driver, a package or a compiler is missing) and ArtifactError (the plugin does not
     compile).
@@ -48,6 +48,14 @@ def device_info(device: str) -> dict[str, Any]:
     """
     info: dict[str, Any] = _call(device, "info")
     return info
+
+
+def enable_graphs(device: str) -> None:
+    """Has libraries that were compiled with TVM's CUDA graphs capture and launch graphs on `device` ("rocm").
+
+    For processes that use no CUDA device: its runtime cannot be loaded afterwards. Raises what `load` raises.
+    """
+    _call(device, "enable_graphs")
 
 
 def statistics(device: str) -> dict[str, int]:

@@ -66,6 +66,14 @@ BACKENDS = {
         ),
         wgpu_needs,
     ),
+    "rocm": Backend(
+        (
+            "hip.cc",
+            *(f"hip_{part}.h" for part in ("api", "declarations", "graph", "module")),
+            "module.h",
+        ),
+        lambda: Needs("HIP's interface, as it is declared here"),
+    ),
 }
 
 
@@ -77,7 +85,7 @@ def obtain(name: str, needs: Needs) -> Path:
     sources = BACKENDS[name].sources
     causes = {
         "platform": name,
-        "sources": artifact.source_hash(*(f"backends/{source}" for source in sources)),
+        "sources": artifact.source_hash("backends/tvm_support", *(f"backends/{source}" for source in sources)),
         "tvm": tvm_version(),
         "needs": needs.version,
         "machine": f"{sys.platform} {platform.machine()}",
@@ -97,10 +105,12 @@ def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path, more:
         raise UnsupportedError(
             "This device needs a C++ compiler, on Linux or macOS; install g++ (Debian: apt install g++)."
         )
-    headers = (*(package_directory(name) / "include" for name in ("tvm", "tvm_ffi")), *includes)
+    # The last is for headers of TVM that its wheel has not, and comes last for the day when it has them.
+    ours = Path(__file__).with_name("tvm_support")
+    headers = (*(package_directory(name) / "include" for name in ("tvm", "tvm_ffi")), *includes, ours)
     # What is of TVM and of the device's own library is found in the process at load time.
-    flags = (*_FLAGS, "-undefined", "dynamic_lookup") if sys.platform == "darwin" else _FLAGS
-    command = [compiler, *flags, *more, *(f"-I{path}" for path in headers), str(source), "-o", str(output)]
+    last = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-ldl",)
+    command = [compiler, *_FLAGS, *more, *(f"-I{path}" for path in headers), str(source), "-o", str(output), *last]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ArtifactError(f"{compiler} could not compile {source.name} ({' '.join(command)}): {done.stderr[:2000]}")

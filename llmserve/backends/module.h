@@ -79,6 +79,7 @@ class ByteReader {
 
   [[noreturn]] static void Truncated() {
     TVM_FFI_THROW(ValueError) << "The device module of this library is truncated; compile the model again.";
+    TVM_FFI_UNREACHABLE();
   }
 
   const char* at_;
@@ -157,6 +158,7 @@ inline void* PointerArgument(const TVMFFIAny& value, const KernelInfo& info, siz
     default:
       TVM_FFI_THROW(TypeError) << "Argument " << index << " of kernel " << info.name << " must be a tensor.";
   }
+  TVM_FFI_UNREACHABLE();
 }
 
 inline double RealArgument(const TVMFFIAny& value) {
@@ -165,6 +167,36 @@ inline double RealArgument(const TVMFFIAny& value) {
 
 inline int64_t IntegerArgument(const TVMFFIAny& value) {
   return value.type_index == kTVMFFIFloat ? static_cast<int64_t>(value.v_float64) : value.v_int64;
+}
+
+// All arguments in one block, each at a multiple of its own size: where a kernel compiled by LLVM looks for them.
+inline std::vector<char> PackArguments(const KernelInfo& info, const TVMFFIAny* args) {
+  std::vector<char> block;
+  auto add = [&](const void* value, size_t size) {
+    block.resize((block.size() + size - 1) / size * size + size);
+    std::memcpy(block.data() + block.size() - size, value, size);
+  };
+  for (size_t i = 0; i < info.arg_types.size(); ++i) {
+    DLDataType type = info.arg_types[i];
+    size_t size = type.bits < 8 ? 1 : type.bits / 8;
+    if (IsPointer(type)) {
+      void* pointer = PointerArgument(args[i], info, i);
+      add(&pointer, sizeof(pointer));
+    } else if (type.code == kDLFloat && type.bits == 64) {
+      double real = RealArgument(args[i]);
+      add(&real, size);
+    } else if (type.code == kDLFloat && type.bits == 32) {
+      float real = static_cast<float>(RealArgument(args[i]));
+      add(&real, size);
+    } else if (type.lanes == 1 && size <= 8 && (type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool)) {
+      int64_t integer = IntegerArgument(args[i]);  // little endian: the lower bytes come first
+      add(&integer, size);
+    } else {
+      TVM_FFI_THROW(TypeError) << "Argument " << i << " of kernel " << info.name << " is a scalar of code "
+                               << int{type.code} << " and " << int{type.bits} << " bits, which is not passed by value.";
+    }
+  }
+  return block;
 }
 
 }  // namespace llmserve
