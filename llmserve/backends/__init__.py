@@ -21,8 +21,8 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def load(device: str) -> None:
-    """Makes TVM know `device` ("webgpu", "rocm"); compiles the plugin at first use. Devices that TVM brings are let be, but
-    for CUDA's libraries, which it does not look for.
+    """Makes TVM know `device` ("webgpu", "rocm"); compiles the plugin at first use. What TVM brings is let be,
+    but for CUDA's libraries, which it does not look for.
 
     Raises UnsupportedError (a driver, a package or a compiler is missing) and ArtifactError (the plugin does not
     compile).
