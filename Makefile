@@ -7,6 +7,9 @@
 #   make check                                                lint, formatting, types
 #   make bench [ARGS="--only decode serve"]                   llmserve and its peers, side by side
 #   make cost                                                 where a step's time goes, into docs/performance.md
+#   make gpu-prepare ARCH=sm_90 [DEVICE=cuda|webgpu]          compile what `make gpu` needs into build/gpu, without a GPU
+#   make gpu   [ARGS="--only kernels"]                        check and measure this machine's GPU with that; docs/gpus.md
+#   make platforms [ARGS="--only metal:apple:q4"]             compile for every platform, and have other tools look at it
 #   make llama-server                                         the peer's server, which `make bench` else builds itself
 #   make env                                                  only build .venv
 #   make clean                                                remove .venv and every tool's cache; models stay
@@ -29,7 +32,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
 
 .DEFAULT_GOAL := serve
 .NOTPARALLEL:
-.PHONY: serve test node clients check bench cost llama-server gpu env clean venv
+.PHONY: serve test node clients check bench cost llama-server gpu gpu-prepare platforms env clean venv
 
 # Tools are started as modules, so that a checkout can be moved with its environment.
 serve: $(RUNTIME)
@@ -64,8 +67,15 @@ cost: $(RUNTIME)
 llama-server: $(BENCH)
 	$(BIN)/python benchmarks/llama_server.py $(ARGS)
 
+# Needs numpy and what was prepared, no environment: it may be carried to a machine that has neither network nor make.
 gpu:
-	@echo "GPU platforms are not there yet: this version of llmserve runs on CPUs only."
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu/run.py $(ARGS)
+
+gpu-prepare: $(TEST)
+	$(BIN)/python -m benchmarks.gpu.prepare --device $(or $(DEVICE),cuda) $(if $(ARCH),--arch "$(ARCH)") $(ARGS)
+
+platforms: $(TEST)
+	$(BIN)/python -m benchmarks.platforms $(ARGS)
 
 env: $(RUNTIME)
 
