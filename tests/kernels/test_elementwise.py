@@ -57,7 +57,7 @@ def test_quantized_rows_equal_dequantization(fmt, isa):
         q_weight, q_scale = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
         out = np.empty((len(ids), k), np.float32)
         kernel = compiled(elementwise.quantized_rows("rows", n, k, fmt, isa), isa)
-        kernel(ids, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), out)
+        kernel(ids, layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), out)
         np.testing.assert_array_equal(out, dequantize(q_weight, q_scale, fmt, k)[ids])
 
 
@@ -68,7 +68,7 @@ def test_rows_with_zero_points_equal_dequantization(isa):
     parts = pack(u, INT4_ZERO), rng.standard_normal((n, 2)).astype(np.float16)
     ids, out = np.array([0, 19, 7, 8], np.int32), np.empty((4, k), np.float32)
     kernel = compiled(elementwise.quantized_rows("rows", n, k, INT4_ZERO, isa), isa)
-    kernel(ids, *layout.tile_quantized(*parts, INT4_ZERO, isa.rows, zero), out)
+    kernel(ids, layout.tile_quantized(*parts, INT4_ZERO, isa.rows, zero), out)
     np.testing.assert_array_equal(out, dequantize(*parts, INT4_ZERO, k, zero)[ids])
 
 

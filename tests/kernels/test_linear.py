@@ -33,7 +33,7 @@ def arranged(rng, n, k, fmt, isa):
     q_weight, q_scale = quantize(w, fmt)
     bias = np.zeros(layout.tiles(n, isa.rows) * isa.rows, np.float32)
     bias[:n] = rng.standard_normal(n)
-    return q_weight, q_scale, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), bias
+    return q_weight, q_scale, layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), bias
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
@@ -42,11 +42,11 @@ def test_quantized_linear_equals_the_oracle(fmt, isa):
     rng = np.random.default_rng(0)
     for n, k in SHAPES:
         kernel = compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)
-        q_weight, q_scale, q, s, bias = arranged(rng, n, k, fmt, isa)
+        q_weight, q_scale, q, bias = arranged(rng, n, k, fmt, isa)
         for m in ROWS:
             x = rng.standard_normal((m, k)).astype(np.float32)
             y = np.full((m, n), np.nan, np.float32)
-            kernel(x, q, s, bias, y)
+            kernel(x, q, bias, y)
             expected = oracle(x, q_weight, q_scale, fmt, k) + bias[:n]
             # Integers are exact; what is left is float32 sums over at most 3 groups.
             assert np.abs(y - expected).max() <= 1e-6 * np.abs(expected).max(), (n, k, m)
@@ -70,7 +70,7 @@ def test_zero_points_equal_the_oracle(isa):
             for m in ROWS:
                 x = rng.standard_normal((m, k)).astype(np.float32)
                 y = np.full((m, n), np.nan, np.float32)
-                kernel(x, *layout.tile_quantized(q_weight, q_scale, fmt, isa.rows, zero), y)
+                kernel(x, layout.tile_quantized(q_weight, q_scale, fmt, isa.rows, zero), y)
                 expected = oracle(x, q_weight, q_scale, fmt, k, zero)
                 # Groups cancel where all weights are far from zero, so the measure is what was added up.
                 size = np.abs(x) @ np.abs(dequantize(q_weight, q_scale, fmt, k, zero)).T
@@ -82,10 +82,10 @@ def test_int8_activations_stay_close_to_float_ones(fmt):
     """What rounding activations costs one linear: below 1 % of the largest output, on normal inputs."""
     rng = np.random.default_rng(1)
     isa, (n, k) = RUNNABLE[0], (64, 1024)
-    q_weight, q_scale, q, s, bias = arranged(rng, n, k, fmt, isa)
+    q_weight, q_scale, q, bias = arranged(rng, n, k, fmt, isa)
     x = rng.standard_normal((16, k)).astype(np.float32)
     y = np.empty((16, n), np.float32)
-    compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)(x, q, s, bias, y)
+    compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)(x, q, bias, y)
     expected = x.astype(np.float64) @ dequantize(q_weight, q_scale, fmt, k).T + bias[:n]
     assert np.abs(y - expected).max() <= 1e-2 * np.abs(expected).max()
 
@@ -97,15 +97,15 @@ def test_extreme_values_do_not_overflow(fmt):
     for sign in (1.0, -1.0):
         w = np.full((n, k), sign, np.float32)
         q_weight, q_scale = quantize(w, fmt)
-        q, s = layout.tile_quantized(q_weight, q_scale, fmt, isa.rows)
+        q = layout.tile_quantized(q_weight, q_scale, fmt, isa.rows)
         kernel = compiled(quantized_linear("linear", n, k, fmt, isa, False), isa)
         for x in (np.full((1, k), 3.0, np.float32), np.full((5, k), -3.0, np.float32)):
             y = np.empty((len(x), n), np.float32)
-            kernel(x, q, s, y)
+            kernel(x, q, y)
             np.testing.assert_allclose(y, x @ dequantize(q_weight, q_scale, fmt, k).T, rtol=1e-3)
     x = np.zeros((1, k), np.float32)  # nothing to scale by
     y = np.full((1, n), np.nan, np.float32)
-    kernel(x, q, s, y)
+    kernel(x, q, y)
     np.testing.assert_array_equal(y, 0)
 
 
@@ -128,13 +128,13 @@ def test_float_linear_equals_the_oracle(dtype, isa):
 def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
     rng = np.random.default_rng(3)
     isa, (n, k) = RUNNABLE[0], (48, 256)
-    *_, q, s, bias = arranged(rng, n, k, fmt, isa)
+    *_, q, bias = arranged(rng, n, k, fmt, isa)
     kernel = compiled(quantized_linear("linear", n, k, fmt, isa, True), isa)
     x = rng.standard_normal((70, k)).astype(np.float32)
     together, alone = np.empty((70, n), np.float32), np.empty((1, n), np.float32)
-    kernel(x, q, s, bias, together)
+    kernel(x, q, bias, together)
     for row in (0, 3, 4, 63, 64, 69):
-        kernel(x[row : row + 1].copy(), q, s, bias, alone)
+        kernel(x[row : row + 1].copy(), q, bias, alone)
         np.testing.assert_array_equal(alone[0], together[row])
 
 
@@ -153,7 +153,7 @@ def test_what_is_done_while_reading_equals_doing_it_before(source, storage, isa)
     else:
         q_zero = rng.integers(0, 16, (n, storage.groups(k)), np.uint8) if storage.zero_point else None
         parts = quantize(w, FORMATS["int4"] if storage.zero_point else storage)
-        make, weights = quantized_linear, layout.tile_quantized(*parts, storage, isa.rows, q_zero)
+        make, weights = quantized_linear, (layout.tile_quantized(*parts, storage, isa.rows, q_zero),)
     plain = compiled(make("linear", n, k, storage, isa, False), isa)
     fused = compiled(make("linear", n, k, storage, isa, False, source), isa)
     before = compiled(made_rows("rows", k, isa, source), isa)

@@ -37,13 +37,10 @@ class CpuWeight:
     def params(self) -> dict[str, tuple[tuple[int, ...], str]]:
         rows, count = self.isa.rows, layout.tiles(self.out_features, self.isa.rows)
         if isinstance(self.storage, GroupFormat):
-            groups, vectors = self.storage.groups(self.in_features), layout.vectors(self.storage)
+            block = layout.block_bytes(self.storage, self.isa.rows)
             params: dict[str, tuple[tuple[int, ...], str]] = {
-                "q": ((count, groups, vectors, 4 * rows), "uint8"),
-                "s": ((count, groups, rows), "float16"),
+                "q": ((count, self.storage.groups(self.in_features), block), "uint8")
             }
-            if self.storage.zero_point:
-                params["z"] = ((count, groups, rows), "uint8")
         else:
             params = {"w": ((count, self.in_features, rows), self.storage)}
         if self.has_bias:
@@ -54,7 +51,7 @@ class CpuWeight:
         out: dict[str, np.ndarray] = {}
         if isinstance(self.storage, GroupFormat):
             parts = stored["q_weight"], stored["q_scale"], self.storage, self.isa.rows, stored.get("q_zero")
-            out |= zip("qsz", layout.tile_quantized(*parts), strict=False)
+            out["q"] = layout.tile_quantized(*parts)
         else:
             out["w"] = layout.tile_float(stored["weight"], self.isa.rows)
         if self.has_bias:

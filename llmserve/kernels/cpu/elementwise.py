@@ -13,8 +13,8 @@ from tvm.tirx import PrimFunc
 from ...quant.group import GroupFormat
 from ..tir import T, build, each_row, f32, put, sized, vec, when
 from . import layout
+from .blocks import Blocks
 from .isa import Isa
-from .linear import unpack_step
 from .rows import Source, rows_of
 
 
@@ -45,19 +45,17 @@ def quantized_rows(name: str, n: int, k: int, fmt: GroupFormat, isa: Isa) -> Pri
     def body() -> None:
         m = T.int64()
         ids = sized("ids", (m,), "int32")
-        q = sized("q", (layout.tiles(n, rows), groups, layout.vectors(fmt), 4 * rows), "uint8")
-        s = sized("s", (layout.tiles(n, rows), groups, rows), "float16")
-        z = sized("z", (layout.tiles(n, rows), groups, rows), "uint8") if fmt.zero_point else None
+        table = Blocks(n, k, fmt, isa)
         out = sized("out", (m, k), "float32")
 
         def look_up(i: Any) -> None:
             with T.serial(groups) as g:
                 tile, r = ids[i] // rows, ids[i] % rows
-                scale = T.cast(s[tile, g, r], "float32")
-                zero = f32(fmt.max_int) if z is None else T.cast(z[tile, g, r], "float32")
+                scale = table.scales(tile, g, r, 1)
+                zero = T.cast(table.zeros(tile, g, r, 1), "float32") if fmt.zero_point else f32(fmt.max_int)
                 for element in range(fmt.group_size):
                     step, lane = element // 4, 4 * r + element % 4
-                    value = unpack_step(q, tile, g, step, fmt, 1, lane)
+                    value = table.step(tile, g, step, 1, lane)
                     number = (T.cast(value, "float32") - zero) * scale
                     with when(k % fmt.group_size == 0 or g * fmt.group_size + element < k):
                         put(out, number, i, g * fmt.group_size + element)

@@ -1,10 +1,10 @@
 """How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one load.
 
-numpy only: the host side of `linear.py`, which holds the matching loads. Tiles are made from storage once per machine.
+numpy only: the host side of `blocks.py`, which holds the matching loads. Tiles are made from storage once per machine.
 
-A quantized weight [N, K], N padded to whole tiles, becomes q: uint8 [tiles, groups, vectors, 4 * rows], s: float16
-[tiles, groups, rows] and, where there are zero points, z: uint8 like s. Step j of a group is the uint8 vector
-u[tile*rows + r, group*G + 4j + i] at lane 4r + i.
+A quantized weight [N, K], N padded to whole tiles, becomes uint8 [tiles, groups, block]: a tile is one stream.
+A block is `vectors` vectors of 4 * rows bytes, the float16 scales [rows] and, if there are any, the uint8 zero points
+[rows]. Step j of a group is the uint8 vector u[tile*rows + r, group*G + 4j + i] at lane 4r + i.
     8 bits: vector j is step j.
     4 bits: vector v holds step v in its low nibbles and step v + 4 in its high ones.
     3 bits: vector v holds steps 2v and 2v + 1 in bits 0-2 and 3-5. The low bits of the last two steps are in bits 6-7
@@ -57,24 +57,38 @@ def _interleave(u: npt.NDArray[np.uint8], fmt: GroupFormat, rows: int) -> npt.ND
     return packed
 
 
+def block_bytes(fmt: GroupFormat, rows: int) -> int:
+    """Bytes that a tile has of a group."""
+    return scales_at(fmt, rows) + (3 if fmt.zero_point else 2) * rows
+
+
+def scales_at(fmt: GroupFormat, rows: int) -> int:
+    """Where in a block the scales begin."""
+    return vectors(fmt) * 4 * rows
+
+
 def tile_quantized(
     q_weight: npt.NDArray[np.uint32],
     q_scale: npt.NDArray[np.float16],
     fmt: GroupFormat,
     rows: int,
     q_zero: npt.NDArray[np.uint8] | None = None,
-) -> tuple[npt.NDArray[Any], ...]:
-    """Stored words [N, words] and scales (and zero points) [N, groups] → (q, s) or (q, s, z) as above."""
+) -> npt.NDArray[np.uint8]:
+    """Stored words [N, words] and scales (and zero points) [N, groups] → blocks as above."""
     n, groups = q_scale.shape
-    count = tiles(n, rows)
-    q = np.zeros((count, groups, vectors(fmt), 4 * rows), np.uint8)
+    blocks = np.zeros((tiles(n, rows), groups, block_bytes(fmt, rows)), np.uint8)
+    scales, zeros = scales_at(fmt, rows), scales_at(fmt, rows) + 2 * rows
     for start in range(0, n, BLOCK_ROWS):  # a multiple of every tile's rows
-        block = q_weight[start : start + BLOCK_ROWS]
-        u = np.zeros((tiles(len(block), rows) * rows, groups * fmt.group_size), np.uint8)
-        u[: len(block)] = unpack(block, fmt, u.shape[1])
+        words = q_weight[start : start + BLOCK_ROWS]
+        u = np.zeros((tiles(len(words), rows) * rows, groups * fmt.group_size), np.uint8)
+        u[: len(words)] = unpack(words, fmt, u.shape[1])
         first = start // rows
-        q[first : first + len(u) // rows] = _interleave(u, fmt, rows)
-    return q, *(_tile_groups(values, rows) for values in (q_scale, q_zero) if values is not None)
+        into = blocks[first : first + len(u) // rows]
+        into[:, :, :scales] = _interleave(u, fmt, rows).reshape(len(into), groups, scales)
+    blocks[:, :, scales:zeros] = _tile_groups(q_scale, rows).view(np.uint8)
+    if q_zero is not None:
+        blocks[:, :, zeros:] = _tile_groups(q_zero, rows)
+    return blocks
 
 
 def _tile_groups(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

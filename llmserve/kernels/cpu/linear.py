@@ -17,8 +17,9 @@ import numpy.typing as npt
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..tir import T, block, build, f32, full, i32, prefetch, put, scratch, sized, vec, when
+from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, when
 from . import layout
+from .blocks import Blocks
 from .isa import Isa
 from .rows import Source, rows_of
 from .vector_math import across
@@ -72,27 +73,6 @@ def _quantize_group(
         if offset:
             total = across([vec(values, v, lanes=lanes) for v in range(0, valid, lanes)], operator.add, lanes, "int32")
             put(sums, total * i32(-offset), m, g)
-
-
-def unpack_step(q: Any, tile: Any, g: Any, step: int, fmt: GroupFormat, lanes: int, first: Any = 0) -> Any:
-    """Step `step` of a group as uint8 x lanes, from lane `first` on; layout.py says where its bits lie."""
-
-    def load(v: int) -> Any:
-        return q[tile, g, v, first] if lanes == 1 else vec(q, tile, g, v, first, lanes=lanes)
-
-    def field(v: int, shift: int, mask: int) -> Any:
-        moved = load(v) if shift == 0 else T.shift_right(load(v), full(T.uint8(shift), lanes))
-        return T.bitwise_and(moved, full(T.uint8(mask), lanes))
-
-    if fmt.bits == 8:
-        return load(step)
-    if fmt.bits == 4:
-        return field(step, 0, 15) if step < 4 else T.shift_right(load(step - 4), full(T.uint8(4), lanes))
-    last = layout.steps(fmt) - 2
-    if step < last:
-        return field(step // 2, 3 * (step % 2), 7)
-    high = field(2, 4 + step - last, 4) if last == 6 else field(step - 6, 4, 4)
-    return T.bitwise_or(T.shift_right(load(step - last), full(T.uint8(6), lanes)), high)
 
 
 def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: Isa, bias: Any) -> None:
@@ -160,8 +140,8 @@ def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
 def quantized_linear(
     name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool, source: Source = None
 ) -> PrimFunc:
-    """The inputs of `source` for x [M, K], q, s (and z) as layout.tile_quantized makes them,
-    (b float32 [tiles * rows],) y float32 [M, N], the outputs of `source`.
+    """The inputs of `source` for x [M, K], q as layout.tile_quantized makes it, (b float32 [tiles * rows],)
+    y float32 [M, N], the outputs of `source`.
 
     K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's Q8_0 dot products: per group
     of inputs, y += (sum of int8 products) * weight scale * activation scale.
@@ -178,9 +158,7 @@ def quantized_linear(
     def body() -> None:
         m = T.int64()
         x = rows_of(source, m, k, isa)
-        q = sized("q", (count, groups, layout.vectors(fmt), 4 * rows), "uint8")
-        s = sized("s", (count, groups, rows), "float16")
-        z = sized("z", (count, groups, rows), "uint8") if fmt.zero_point else None
+        weight = Blocks(n, k, fmt, isa)
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
         x.declare_outputs()
@@ -210,7 +188,7 @@ def quantized_linear(
                 cells = [(i, w) for i in range(height) for w in range(width)]
                 lanes = isa.acc_lanes(bits)
                 # A constant offset's share is where an accumulator of 32 bits can start.
-                begin = sums if z is None and isa.acc_dtype(bits) == "int32" else None
+                begin = sums if not fmt.zero_point and isa.acc_dtype(bits) == "int32" else None
                 at = _clamped(row, height, limit)
 
                 def four(i: int, g: Any, step: int) -> Any:
@@ -228,29 +206,29 @@ def quantized_linear(
                             put(part, start, c * lanes, lanes=lanes)
                         for j in range(steps):
                             for c, (i, w) in enumerate(cells):
-                                weights = unpack_step(q, tile + w, g, j, fmt, 4 * rows)
+                                weights = weight.step(tile + w, g, j, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
                                 put(part, isa.dot(bits, old, weights, four(i, g, j)), c * lanes, lanes=lanes)
-                        if isa.prefetch:
+                        if isa.prefetch and height > 1:
                             for w in range(width):
-                                for v in range(layout.vectors(fmt)):
-                                    prefetch(q, tile + w, g + isa.prefetch, v, 0)
+                                weight.prefetch(tile + w, g + isa.prefetch)
                         for c, (i, w) in enumerate(cells):
                             total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
                             if sums is not None and begin is None:
                                 term = full(sums[at[i], g], rows)
-                                if z is not None:
-                                    zero = T.cast(vec(z, tile + w, g, 0, lanes=rows), f"int32x{rows}")
+                                if fmt.zero_point:
+                                    zero = T.cast(weight.zeros(tile + w, g), f"int32x{rows}")
                                     term = term * (zero - full(i32(in_dot), rows))
                                 total = total + term
-                            weight_scale = T.cast(vec(s, tile + w, g, 0, lanes=rows), f"float32x{rows}")
-                            value = T.cast(total, f"float32x{rows}") * (weight_scale * full(scale[at[i], g], rows))
+                            value = T.cast(total, f"float32x{rows}") * (
+                                weight.scales(tile + w, g) * full(scale[at[i], g], rows)
+                            )
                             put(acc, vec(acc, c * rows, lanes=rows) + value, c * rows, lanes=rows)
                     for c, (i, w) in enumerate(cells):
                         with when(True if limit is None else row + i < limit):
                             _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
 
-            _over_rows(m, count, fmt.nbytes(n, k), 2, isa.rows_per_block, prepare, tile_at)
+            _over_rows(m, count, fmt.nbytes(n, k), 1, isa.rows_per_block, prepare, tile_at)
 
     return build(name, body)
 
