@@ -2,7 +2,7 @@
 
     python -m benchmarks.platforms [--only cuda:sm_90:q4 …] [--table]
 
-Each compilation is a process with a cache of its own, so that its time is that of a first start; what it found is kept
+Each compilation is a process with a cache of its own, so that its time is a first start's; what it found is kept
 in build/platforms until the table is written (by `--table`, or at the end of a run of all). That a library compiles and
 that its machine code is well-formed says nothing about its results: those are the business of `make gpu`.
 """
@@ -76,9 +76,10 @@ def _compiled(platform: str, arch: str, quant: str, directory: Path) -> Found:
     building.compile_module = keeping  # for the kernels' source, which the library hides
     engine = EngineConfig(max_num_batched_tokens=2048, max_num_seqs=64)
     build = building.Build(str(model), quant=quant, device=platform, arch=arch or None, engine=engine)
-    began = time.perf_counter()
+    began = os.times()
     library = build.library()
-    seconds = time.perf_counter() - began
+    # Of processors, those of compilers that are called among them: it is the same on a machine that is busy otherwise.
+    seconds = sum(after - before for after, before in zip(os.times()[:4], began[:4], strict=True))
     files = [file for file in library.iterdir() if file.name.startswith("model.")]
     look: dict[str, Callable[[Path, Any, Path], Found]] = {"cuda": cuda, "rocm": rocm, "metal": metal, "webgpu": webgpu}
     seen = look.get(platform, host)(files[0], executables[0], directory)
@@ -194,7 +195,8 @@ def table(results: list[Found], machine: str) -> str:
     lines = [
         "# What compiles",
         "",
-        f"The shape of Llama-3-8B, 2048 tokens and 64 sequences a step, compiled on {machine}, one at a time.",
+        f"The shape of Llama-3-8B, 2048 tokens and 64 sequences a step, compiled on {machine};",
+        "times are of processors.",
         "Nothing here was run but on CPUs. Registers, stack (bytes) and spills (CUDA: instructions that move a",
         "register to memory or back; ROCm: vector registers): those of the worst kernel.",
         "",
@@ -252,11 +254,13 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     for key in [] if options.table else options.only or keys():
         command = [sys.executable, "-m", "benchmarks.platforms", "--here", key]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = done.stdout.strip().splitlines()
         if done.returncode != 0 or not lines:
             platform, arch, quant = key.split(":")
-            found = {"platform": platform, "arch": arch, "quant": quant, "problem": f"ended with {done.returncode}"}
+            words = (done.stderr.strip().splitlines() or ["no words"])[-1]
+            problem = f"The process ended with {done.returncode}: {words}"
+            found = {"platform": platform, "arch": arch, "quant": quant, "problem": problem}
         else:
             found = json.loads(lines[-1])
         (KEPT / f"{key.replace(':', '_')}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -40,6 +40,7 @@ class Model:
         """`make(shape, dtype)` makes one layer's pages."""
         import tvm_ffi
 
+        self.pages: Any = None  # what was there before goes first
         shape = (count, *self.interface["page_shape"])
         dtype = self.interface["page_dtype"]
         self.pages = tvm_ffi.convert([make(shape, dtype) for _ in range(self.interface["num_layers"])])

@@ -147,12 +147,12 @@ def say(name: str, result: dict[str, Any]) -> None:
 
 
 def probe(folder: Path) -> dict[str, Any]:
-    """The device in words, or why there is none ("missing")."""
-    event: dict[str, Any] = {"missing": "the process that looked for it said nothing"}
+    """The device in words ("device"), why there is none ("missing"), or why nobody knows ("problem")."""
+    event: dict[str, Any] = {}
     for event in Worker(folder, []).events(time.monotonic() + 120):
         if "device" in event or "missing" in event:
             return event
-    return {"missing": event.get("died") or event.get("words") or event.get("missing")}
+    return {"problem": event.get("died") or event.get("words") or "the process that looked for it said nothing"}
 
 
 def torch_rate(folder: Path, sizes: tuple[int, int, int]) -> dict[str, Any]:
@@ -175,9 +175,8 @@ def misfit(manifest: dict[str, Any], device: dict[str, Any]) -> str | None:
     major, minor = map(int, str(found).split(".")[:2])
     if major == wanted // 10 and minor >= wanted % 10:
         return None  # machine code runs on what is newer within a generation
-    return (
-        f"This GPU is of the family sm_{major}{minor}; prepare a folder for it: make gpu-prepare ARCH=sm_{major}{minor}"
-    )
+    family = f"sm_{major}{minor}"
+    return f"it is of the family {family}; prepare a folder for it: make gpu-prepare ARCH={family}"
 
 
 def main() -> int:
@@ -200,12 +199,15 @@ def main() -> int:
 
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     deadline = time.monotonic() + 60 * options.minutes
+    if (python := ".".join(map(str, sys.version_info[:2]))) not in manifest["pythons"]:
+        print(f"This is Python {python}, and the folder is for {', '.join(manifest['pythons'])}; use one of those.")
+        return 1
     found = probe(folder)
     if "missing" in found:
         print(f"Nothing to run here: {found['missing']}; the prepared folder is {folder}.")
         return 0
-    if (reason := misfit(manifest, found["device"])) is not None:
-        print(reason)
+    if (reason := found.get("problem") or misfit(manifest, found["device"])) is not None:
+        print(f"The GPU cannot be tried: {reason}")
         return 1
     print(f"{manifest['device']} {manifest['arch']}: {', '.join(f'{k} {v}' for k, v in found['device'].items())}")
     results: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ def say(**words: Any) -> None:
 
 
 def main(path: str, names: list[str]) -> int:
-    sys.path.insert(0, str(Path(path) / "lib"))
+    sys.path[0] = str(Path(path) / "lib")  # instead of this file's directory
     # TVM imports PyTorch where it is installed, and may then want a compiler for what ties them together.
     sys.modules["torch"] = None  # type: ignore[assignment]
     from benchmarks.gpu.device import Folder, Missing

@@ -112,6 +112,14 @@ def test_what_is_left_when_time_is_up_is_left_out(folder: Path) -> None:
     assert [results[name]["ok"] for name in ("first", "hangs", "last")] == [True, None, None]
 
 
+def test_a_process_that_cannot_look_is_no_missing_gpu(folder: Path) -> None:
+    worker = folder / "lib" / "benchmarks" / "gpu" / "worker.py"
+    worker.write_text("import nothing_of_that_name", encoding="utf-8")
+    assert "nothing_of_that_name" in run.probe(folder)["problem"]
+    worker.write_text('print(\'{"missing": "there is no driver"}\')', encoding="utf-8")
+    assert run.probe(folder) == {"missing": "there is no driver"}
+
+
 def test_without_a_folder_there_is_nothing_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
