@@ -30,7 +30,7 @@ class Folder:
         self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
 
     def device(self) -> Any:
-        """TVM's device, its runtime loaded from the folder. Raises Missing."""
+        """TVM's device, its runtime loaded from the folder. Raises Missing, and RuntimeError for too old a driver."""
         kind = self.manifest["device"]
         if kind == "cuda":
             _cuda_driver()
@@ -46,10 +46,15 @@ class Folder:
             ctypes.CDLL(str(self.path / name))
         device = tvm.device(kind)
         try:
-            if not device.exist:
-                raise Missing(f"there is no {kind} device")
+            there = bool(device.exist)
         except (RuntimeError, ValueError) as error:
             raise Missing(f"the {kind} device does not start: {str(error).splitlines()[0]}") from error
+        if not there and kind == "cuda":
+            raise RuntimeError(
+                "NVIDIA's driver finds a GPU, and CUDA 13 cannot use it: the driver must be 580 or later"
+            )
+        if not there:
+            raise Missing(f"there is no {kind} device")
         return device
 
     def describe(self, device: Any) -> dict[str, Any]:
