@@ -50,9 +50,7 @@ class Folder:
         except (RuntimeError, ValueError) as error:
             raise Missing(f"the {kind} device does not start: {str(error).splitlines()[0]}") from error
         if not there and kind == "cuda":
-            raise RuntimeError(
-                "NVIDIA's driver finds a GPU, and CUDA 13 cannot use it: the driver must be 580 or later"
-            )
+            raise RuntimeError("NVIDIA's driver finds a GPU, and CUDA 13 cannot use it: it must be 580 or later")
         if not there:
             raise Missing(f"there is no {kind} device")
         return device

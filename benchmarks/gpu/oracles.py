@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,31 @@ def excess(found: np.ndarray, expected: np.ndarray, allowed: Any) -> float:
     return float(np.where(np.isnan(error), np.inf, error).max()) if error.size else 0.0
 
 
-def weights(rng: np.random.Generator, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
-    """A random matrix as the kernel's parameters (as kernels/gpu/packed.py lays them out), and what it stands for."""
-    n, k, dtype = case["n"], case["k"], case["dtype"]
+def stored(rng: np.random.Generator, case: Case) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A random matrix as weights are stored (what `kernels.base.Weight.arrange` takes), and what it stands for."""
+    n, k = case["n"], case["k"]
     fmt = storage_of(case["storage"])
     if fmt is None:
-        w = rng.standard_normal((n, k)).astype(dtype)
-        return [w], w.astype(np.float64)
+        w = rng.standard_normal((n, k)).astype(case["dtype"])
+        return {"weight": w}, w.astype(np.float64)
     if fmt.zero_point:
         values = rng.integers(0, 16, (n, fmt.padded(k))).astype(np.uint8)
         zero = rng.integers(0, 16, (n, fmt.groups(k))).astype(np.uint8)
         q, s = pack(values, fmt), rng.standard_normal((n, fmt.groups(k))).astype(np.float16)
-        return [q, s.astype(dtype), zero.astype(dtype)], dequantize(q, s, fmt, k, zero).astype(np.float64)
+        return {"q_weight": q, "q_scale": s, "q_zero": zero}, dequantize(q, s, fmt, k, zero).astype(np.float64)
     q, s = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
-    return [q, s.astype(dtype)], dequantize(q, s, fmt, k).astype(np.float64)
+    return {"q_weight": q, "q_scale": s}, dequantize(q, s, fmt, k).astype(np.float64)
+
+
+def arranged(case: Case, parts: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The kernels' parameters, in their order; kernels/gpu/packed.py says the same, and needs a compiler to be read."""
+    return [parts[name] if name == "q_weight" else parts[name].astype(case["dtype"]) for name in parts]
+
+
+def weights(rng: np.random.Generator, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+    """A random matrix as the kernel's parameters, and what it stands for."""
+    parts, w = stored(rng, case)
+    return arranged(case, parts), w
 
 
 def linear(case: Case, call: Call) -> float:

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.gpu import cases, oracles, prepare, report, run
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
+from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import FORMATS, INT4_ZERO
 
 WORKER = """
@@ -56,6 +57,17 @@ def test_every_kernel_is_checked_in_every_storage() -> None:
     names = [case["name"] for case in (*listed, *timed)]
     assert len(names) == len(set(names)) and all(name.isidentifier() for name in names)
     json.dumps(listed)
+
+
+@pytest.mark.parametrize("storage", cases.STORAGES)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_oracle_lays_weights_out_as_the_kernels_want_them(storage: str, dtype: str) -> None:
+    case = {"storage": storage, "dtype": dtype, "n": 75, "k": 88}
+    parts, _ = oracles.stored(np.random.default_rng(0), case)
+    layout = Layout(75, 88, oracles.storage_of(storage) or dtype, dtype)
+    wanted, found = list(layout.arrange(parts).values()), oracles.arranged(case, parts)
+    assert [(a.shape, str(a.dtype)) for a in found] == list(layout.params.values())
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_wrong_kernel_is_told_from_a_right_one() -> None:
