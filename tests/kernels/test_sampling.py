@@ -89,15 +89,16 @@ def kernel_of(library: Callable[..., None], shapes: Callable[[int, int], Sequenc
     return call
 
 
-@pytest.fixture(scope="module", params=["cpu", "webgpu"])
+@pytest.fixture(scope="module", params=["cpu", *harness.ARCHS])
 def kernels(request: pytest.FixtureRequest) -> Callable[[int], list[Kernel]]:
     """Size of the vocabulary → the kernels for it that can be run here."""
 
     @cache
     def find(vocab: int) -> list[Kernel]:
-        if request.param == "webgpu":
-            func = gpu.sampling.sample("sample", vocab, harness.GPU)
-            return [kernel_of(harness.compiled(func), gpu.sampling.scratch_shapes, vocab)]
+        platform = request.param
+        if platform != "cpu":
+            func = gpu.sampling.sample("sample", vocab, harness.GPUS[platform])
+            return [kernel_of(harness.compiled(func, "float32", platform), gpu.sampling.scratch_shapes, vocab)]
         funcs = [(cpu.sampling.sample("sample", vocab, isa), isa) for isa in RUNNABLE]
         return [kernel_of(compiled(*func), cpu.sampling.scratch_shapes, vocab) for func in funcs]
 

@@ -1,11 +1,14 @@
-"""Compiles one PrimFunc to WGSL and runs it, on whatever adapter there is: a software one will do."""
+"""Compiles one PrimFunc for a platform and runs it: WGSL on whatever adapter there is (a software one will do), CUDA
+and Metal emulated on the CPU."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,35 +20,58 @@ from llmserve.compile.pipeline import build_context
 from llmserve.errors import LLMServeError
 from llmserve.platforms import PLATFORMS, Gpu
 
-WEBGPU = PLATFORMS["webgpu"]
-GPU: Gpu = WEBGPU.gpus["f16"]
+from . import emulation
+
+ARCHS = {"webgpu": "f16", "cuda": "sm_90", "metal": "apple"}
+GPUS: dict[str, Gpu] = {name: PLATFORMS[name].gpus[arch] for name, arch in ARCHS.items()}
 DTYPES = ("float16", "float32")
 # A result is rounded once to its dtype: half a unit in the last place; the float32 sums before it lose less.
 ROUNDING = {"float16": 2.0**-11, "float32": 2e-6}
 
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_platform = pytest.mark.parametrize("platform", ARCHS)
+
+
+def each_case(kinds: Iterable[str], in_float32: Iterable[str]) -> pytest.MarkDecorator:
+    """Every kind, dtype and platform; emulated float32 for some kinds only, as compiling takes long: it differs from
+    float16 in casts, and in that matrix units have none of it."""
+    cases = itertools.product(kinds, DTYPES, ARCHS)
+    some = frozenset(in_float32)
+    kept = [(k, d, p) for k, d, p in cases if d == "float16" or p == "webgpu" or k in some]
+    return pytest.mark.parametrize(("kind", "dtype", "platform"), kept, ids=map("-".join, kept))
+
 
 @cache
-def missing() -> str | None:
-    """Why nothing can be run here."""
+def _missing_webgpu() -> str | None:
     try:
         backends.device_info("webgpu")
     except LLMServeError as error:
-        return str(error)
+        return f"no WebGPU device: {error}"
     return None
 
 
-def needs_device() -> None:
-    if reason := missing():
-        pytest.skip(f"no WebGPU device: {reason}")
+def needs_device(platform: str = "webgpu") -> None:
+    """Skips the test where the platform's kernels cannot be run."""
+    if reason := _missing_webgpu() if platform == "webgpu" else emulation.missing():
+        pytest.skip(reason)
 
 
-def compiled(func: tvm.tirx.PrimFunc, dtype: str = "float32") -> Callable[..., None]:
+def target_of(platform: str, dtype: str) -> dict[str, Any]:
+    """What TVM compiles for."""
+    return dict(kernel_set(PLATFORMS[platform], ARCHS[platform], dtype)[1])
+
+
+def compiled(func: tvm.tirx.PrimFunc, dtype: str, platform: str) -> Callable[..., None]:
     """A callable over numpy arrays; those that can be written are, with what the kernel left in them."""
-    needs_device()
-    target = tvm.target.Target(dict(kernel_set(WEBGPU, None, dtype)[1]))
+    needs_device(platform)
+    target = target_of(platform, dtype)
+    return _on_webgpu(func, target) if platform == "webgpu" else emulation.emulated(func, target)
+
+
+def _on_webgpu(func: tvm.tirx.PrimFunc, target: dict[str, Any]) -> Callable[..., None]:
     name = str(func.attrs["global_symbol"])
     with build_context():
-        executable = tvm.compile(tvm.IRModule({name: func}), target=target)
+        executable = tvm.compile(tvm.IRModule({name: func}), target=tvm.target.Target(target))
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "kernel.so")
         executable.export_library(path, fcompile=link_host_code)

@@ -1,4 +1,4 @@
-"""Rotary append and paged attention on a WebGPU device against float64: history, rows in parts, windows."""
+"""Rotary append and paged attention against float64 on every platform: history, rows in parts, windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from llmserve.kernels.base import AttentionShape
 from llmserve.kernels.gpu.attention import PARTS, page_tensor, paged_attention, query_tile, rope_append
 
 from ..test_attention import reference
-from .harness import DTYPES, GPU, ROUNDING, compiled, constant
+from . import emulation
+from .harness import GPUS, ROUNDING, compiled, constant, each_case, each_dtype, each_platform, target_of
 
 SHAPES = {
     "gqa": AttentionShape(heads=8, kv_heads=2, head_dim=64, page_size=16),
@@ -60,12 +61,11 @@ def laid_out(batch, shape, tile, dtype, rng):
     return [constant(i) for i in inputs], np.concatenate(expected).reshape(row, -1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", SHAPES)
-def test_attention_equals_the_reference(kind, dtype):
+@each_case(SHAPES, ["gqa7", "wide"])
+def test_attention_equals_the_reference(kind, dtype, platform):
     shape = dataclasses.replace(SHAPES[kind], page_dtype=dtype)
-    tile = query_tile(shape, GPU)
-    kernel = compiled(paged_attention("attention", shape, GPU, dtype, 0.17), dtype)
+    tile = query_tile(shape, GPUS[platform])
+    kernel = compiled(paged_attention("attention", shape, GPUS[platform], dtype, 0.17), dtype, platform)
     for batch in BATCHES:
         inputs, expected = laid_out(batch, shape, tile, dtype, np.random.default_rng(1))
         out = np.full(expected.shape, np.nan, dtype)
@@ -81,10 +81,22 @@ def test_attention_equals_the_reference(kind, dtype):
         assert (np.abs(out - expected) <= allowed).all(), batch
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 160, 192, 256])
+@pytest.mark.parametrize("platform", ["cuda", "metal"])
+def test_shared_memory_suffices_for_every_head(platform, head_dim):
+    shape = AttentionShape(heads=16, kv_heads=1, head_dim=head_dim, page_size=16, page_dtype="float16")
+    func = paged_attention("attention", shape, GPUS[platform], "float16", 0.17)
+    source = emulation.built(func, target_of(platform, "float16"))[1]
+    sizes = emulation.shared_bytes(source, platform)
+    # Rows alone, their parts' merging, which needs none, and tiles of rows.
+    assert sorted(map(bool, sizes.values())) == [False, True, True]
+
+
+@each_platform
+@each_dtype
 @pytest.mark.parametrize("norm", [None, 1e-6], ids=["plain", "qk-norm"])
 @pytest.mark.parametrize("d", [64, 80])
-def test_rope_append_equals_the_reference(norm, d, dtype):
+def test_rope_append_equals_the_reference(norm, d, dtype, platform):
     shape = AttentionShape(heads=6, kv_heads=2, head_dim=d, page_size=16, page_dtype=dtype)
     rng = np.random.default_rng(2)
     m = 5
@@ -96,7 +108,7 @@ def test_rope_append_equals_the_reference(norm, d, dtype):
     weights = [rng.uniform(0.5, 2, d).astype(np.float32) for _ in range(2)] if norm else []
     pages = np.zeros(page_tensor(shape, 3), dtype)
     q = np.zeros((m, shape.heads * d), dtype)
-    kernel = compiled(rope_append("rope", shape, GPU, dtype, norm), dtype)
+    kernel = compiled(rope_append("rope", shape, GPUS[platform], dtype, norm), dtype, platform)
     kernel(*map(constant, (qkv, positions, slots, cos, sin, *weights)), pages, q)
 
     x = qkv.astype(np.float64).reshape(m, -1, d)

@@ -1,4 +1,4 @@
-"""Norms, gated activation and row selection on a WebGPU device against float64."""
+"""Norms, gated activation and row selection against float64, on every platform."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import pytest
 
 from llmserve.kernels.gpu import elementwise
 
-from .harness import DTYPES, GPU, ROUNDING, compiled, constant
+from .harness import GPUS, ROUNDING, compiled, constant, each_dtype, each_platform
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_platform
+@each_dtype
 @pytest.mark.parametrize("width", [64, 520])
-def test_rms_norm_with_and_without_residual(width, dtype):
+def test_rms_norm_with_and_without_residual(width, dtype, platform):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, width)).astype(dtype)
     residual = (100 * rng.standard_normal((5, width))).astype(np.float32)
@@ -23,22 +24,27 @@ def test_rms_norm_with_and_without_residual(width, dtype):
 
     y, total = np.empty((5, width), dtype), np.empty((5, width), np.float32)
     allowed = {"rtol": ROUNDING[dtype] + 1e-6, "atol": 1e-6}
-    compiled(elementwise.rms_norm("norm", width, 1e-5, GPU, dtype, dtype, False), dtype)(constant(x), weight, y, total)
+    compiled(elementwise.rms_norm("norm", width, 1e-5, GPUS[platform], dtype, dtype, False), dtype, platform)(
+        constant(x), weight, y, total
+    )
     np.testing.assert_array_equal(total, x.astype(np.float32))
     np.testing.assert_allclose(y, expected(x.astype(np.float64)), **allowed)
 
-    kernel = compiled(elementwise.rms_norm("norm", width, 1e-5, GPU, dtype, dtype, True), dtype)
+    kernel = compiled(elementwise.rms_norm("norm", width, 1e-5, GPUS[platform], dtype, dtype, True), dtype, platform)
     kernel(constant(x), constant(residual), weight, y, total)
     np.testing.assert_array_equal(total, x.astype(np.float32) + residual)
     np.testing.assert_allclose(y, expected(x.astype(np.float64) + residual), **allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gated_activation_over_the_whole_range(dtype):
+@each_platform
+@each_dtype
+def test_gated_activation_over_the_whole_range(dtype, platform):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(dtype)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(dtype)
     out = np.empty((1, gate.size), dtype)
-    compiled(elementwise.gated_silu("silu", gate.size, dtype), dtype)(constant(np.concatenate([gate, up])[None]), out)
+    compiled(elementwise.gated_silu("silu", gate.size, dtype), dtype, platform)(
+        constant(np.concatenate([gate, up])[None]), out
+    )
     wide = gate.astype(np.float64)
     with np.errstate(over="ignore"):
         expected = wide / (1 + np.exp(-wide)) * up
@@ -49,10 +55,11 @@ def test_gated_activation_over_the_whole_range(dtype):
     np.testing.assert_allclose(out[0], expected, rtol=ROUNDING[dtype] + 3e-5, atol=flushed)
 
 
-def test_taking_sums_of_rows():
+@each_platform
+def test_taking_sums_of_rows(platform):
     rng = np.random.default_rng(2)
     x, r = (rng.standard_normal((9, 130)).astype(np.float32) for _ in "xr")
     rows = np.array([8, 0, 0, 3], np.int32)
     out = np.empty((4, 130), np.float32)
-    compiled(elementwise.take_sums("take", 130, "float32"))(constant(x), constant(r), constant(rows), out)
+    compiled(elementwise.take_sums("take", 130, "float32"), "float32", platform)(*map(constant, (x, r, rows)), out)
     np.testing.assert_array_equal(out, (x + r)[rows])

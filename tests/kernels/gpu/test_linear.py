@@ -1,15 +1,15 @@
-"""Linears and embedding rows on a WebGPU device against float64, for every storage and dtype."""
+"""Linears and embedding rows against float64, for every platform, storage and dtype."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from llmserve.kernels.gpu.linear import linear, rows_of
+from llmserve.kernels.gpu.linear import FEW_ROWS, linear, rows_of
+from llmserve.kernels.gpu.matrix_units import MATRIX_UNITS
 from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
 
-from .harness import DTYPES, GPU, ROUNDING, compiled, constant
+from .harness import GPUS, ROUNDING, compiled, constant, each_case, each_platform
 
 # (outputs, inputs): a partial tile and a partial group; whole ones, with more groups than lanes.
 SHAPES = [(75, 88), (128, 1280)]
@@ -32,32 +32,42 @@ def stored(rng, n, k, fmt, dtype):
     return fmt, {"q_weight": q_weight, "q_scale": q_scale}, dequantize(q_weight, q_scale, fmt, k).astype(np.float64)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", STORAGES)
-def test_linear_equals_the_oracle(kind, dtype):
+def in_float16(layout, platform):
+    """Whether weights are rounded to float16 before they are multiplied with many rows: matrix units take no other."""
+    units = MATRIX_UNITS.get(GPUS[platform].matrix)
+    return units is not None and layout.dtype == "float16" and layout.group % units.size == 0
+
+
+@each_case(STORAGES, ["int4", "float"])
+def test_linear_equals_the_oracle(kind, dtype, platform):
     rng = np.random.default_rng(0)
+    cases = []
     for n, k in SHAPES:
         storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
         layout = Layout(n, k, storage, dtype)
-        params = [constant(p) for p in layout.arrange(parts).values()]
+        kernel = compiled(linear("linear", layout, GPUS[platform], True, dtype), dtype, platform)
+        cases.append((layout, [constant(p) for p in layout.arrange(parts).values()], w, kernel))
+    for layout, params, w, kernel in cases:
+        n, k = layout.n, layout.k
         bias = constant(rng.standard_normal(n).astype(np.float32))
-        kernel = compiled(linear("linear", layout, GPU, True, dtype), dtype)
         for m in ROWS:
             x = constant(rng.standard_normal((m, k)).astype(dtype))
             y = np.full((m, n), np.nan, dtype)
             kernel(x, *params, bias, y)
-            expected = x.astype(np.float64) @ w.T + bias
+            multiplied = w.astype(np.float16).astype(np.float64) if m > FEW_ROWS and in_float16(layout, platform) else w
+            expected = x.astype(np.float64) @ multiplied.T + bias
             # Sums are float32, of terms whose sizes add up to `size`; the result is rounded to its dtype.
             size = np.abs(x).astype(np.float64) @ np.abs(w).T
             allowed = ROUNDING[dtype] * np.abs(expected) + 2e-6 * size.max()
             assert (np.abs(y - expected) <= allowed).all(), (n, k, m)
 
 
-def test_logits_are_float32_without_a_bias():
+@each_platform
+def test_logits_are_float32_without_a_bias(platform):
     rng = np.random.default_rng(1)
     storage, parts, w = stored(rng, 75, 88, FORMATS["int4"], "float16")
     layout = Layout(75, 88, storage, "float16")
-    kernel = compiled(linear("head", layout, GPU, False, "float32"), "float16")
+    kernel = compiled(linear("head", layout, GPUS[platform], False, "float32"), "float16", platform)
     x = constant(rng.standard_normal((3, 88)).astype(np.float16))
     y = np.full((3, 75), np.nan, np.float32)
     kernel(x, *map(constant, layout.arrange(parts).values()), y)
@@ -65,16 +75,15 @@ def test_logits_are_float32_without_a_bias():
     assert np.abs(y - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", STORAGES)
-def test_rows_equal_dequantization(kind, dtype):
+@each_case(STORAGES, ["int4", "float"])
+def test_rows_equal_dequantization(kind, dtype, platform):
     rng = np.random.default_rng(2)
     for n, k in ((20, 88), (24, 1280)):
         storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
         layout = Layout(n, k, storage, dtype)
         ids = constant(np.array([0, 19, 7, 7, 8], np.int32))
         out = np.full((len(ids), k), np.nan, np.float32)
-        kernel = compiled(rows_of("rows", layout, GPU, "float32"), dtype)
+        kernel = compiled(rows_of("rows", layout, GPUS[platform], "float32"), dtype, platform)
         kernel(ids, *map(constant, layout.arrange(parts).values()), out)
         # One product, exact in float64, rounded to float32.
         np.testing.assert_allclose(out, w[ids], rtol=2.0**-23, atol=0)
