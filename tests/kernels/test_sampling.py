@@ -89,7 +89,7 @@ def kernel_of(library: Callable[..., None], shapes: Callable[[int, int], Sequenc
     return call
 
 
-@pytest.fixture(scope="module", params=["cpu", *harness.ARCHS])
+@pytest.fixture(scope="module", params=["cpu", "webgpu"])
 def kernels(request: pytest.FixtureRequest) -> Callable[[int], list[Kernel]]:
     """Size of the vocabulary → the kernels for it that can be run here."""
 
@@ -103,6 +103,10 @@ def kernels(request: pytest.FixtureRequest) -> Callable[[int], list[Kernel]]:
         return [kernel_of(compiled(*func), cpu.sampling.scratch_shapes, vocab) for func in funcs]
 
     return find
+
+
+everywhere = pytest.mark.parametrize("kernels", ["cpu", *harness.ARCHS], indirect=True)
+"""Also where GPUs are emulated, which takes ten milliseconds a row."""
 
 
 def logits_of(rng: np.random.Generator, vocab: int) -> np.ndarray:
@@ -153,6 +157,14 @@ def test_tokens_are_those_of_numpy(vocab: int, kernels: Callable[[int], list[Ker
             check(kernel, logits, [Row(**setting, uniform=float(u)) for u in uniform])  # type: ignore[arg-type]
 
 
+@everywhere
+def test_every_filter(kernels: Callable[[int], list[Kernel]]) -> None:
+    rng = np.random.default_rng(2)
+    logits = logits_of(rng, 3001)
+    for kernel, setting in product(kernels(3001), FILTERS):
+        check(kernel, logits, [Row(**setting, uniform=float(rng.random(dtype=np.float32))) for _ in logits])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("vocab", [32003, 128256])
 def test_large_vocabularies(vocab: int, kernels: Callable[[int], list[Kernel]]) -> None:
     rng = np.random.default_rng(1)
@@ -171,6 +183,7 @@ def test_every_random_number_of_a_small_vocabulary(kernels: Callable[[int], list
         check(kernel, np.repeat(logits, len(rows), 0), rows)
 
 
+@everywhere
 @pytest.mark.parametrize("vocab", [7, 37, 3001, 32003])
 def test_greedy_takes_the_first_of_the_best(vocab: int, kernels: Callable[[int], list[Kernel]]) -> None:
     rng = np.random.default_rng(2)
@@ -192,6 +205,7 @@ def test_greedy_takes_the_first_of_the_best(vocab: int, kernels: Callable[[int],
         np.testing.assert_array_equal(kernel(logits, its)[1], choose_in_numpy(logits, its)[1])
 
 
+@everywhere
 @pytest.mark.parametrize("vocab", [37, 3001, 32003])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_adjustments_and_masks(vocab: int, temperature: float, kernels: Callable[[int], list[Kernel]]) -> None:

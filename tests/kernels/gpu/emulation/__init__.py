@@ -147,11 +147,13 @@ class Library:
         text.write_text(source, encoding="utf-8")
         command = [*_compiler(kind), "-shared", "-include", str(_headers(kind)), str(text), "-o", str(self._path)]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._errors = ""
 
     def wait(self) -> Path:
-        errors = self._process.communicate()[1]
+        if self._process.returncode is None:
+            self._errors = self._process.communicate()[1]
         if self._process.returncode:
-            raise RuntimeError(f"g++ does not compile the emulation: {errors[:2000]}")
+            raise RuntimeError(f"g++ does not compile the emulation: {self._errors[:2000]}")
         return self._path
 
 
