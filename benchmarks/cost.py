@@ -71,19 +71,19 @@ class Trace:
     @classmethod
     def of_decode(cls, bench: EngineBench, batch: int, context: int) -> Trace:
         """A step in which `batch` sequences of `context` tokens compute one more each."""
-        with _last_arguments(bench) as last:
+        with _last_call(bench) as last:
             bench.decode(batch, context, 1)
-        return cls._recorded(bench, last)
+        return cls._recorded(bench, *last)
 
     @classmethod
     def of_prefill(cls, bench: EngineBench, tokens: int) -> Trace:
         """A step that reads a prompt of so many tokens."""
-        with _last_arguments(bench) as last:
+        with _last_call(bench) as last:
             bench.prefill(tokens)
-        return cls._recorded(bench, last)
+        return cls._recorded(bench, *last)
 
     @classmethod
-    def _recorded(cls, bench: EngineBench, arguments: tuple[Any, ...]) -> Trace:
+    def _recorded(cls, bench: EngineBench, name: str, *arguments: Any) -> Trace:
         """Does the step once more, under the instrument. Its pages belong to nobody by now, and are still there."""
         runner: Any = bench.llm._runner
         machine = runner._vm
@@ -99,10 +99,10 @@ class Trace:
 
         machine.set_instrument(note)
         try:
-            machine["step"](*arguments)
+            machine[name](*arguments)
         finally:
             machine.set_instrument(None)
-        return cls(calls, lambda: machine["step"](*arguments))
+        return cls(calls, lambda: machine[name](*arguments))
 
     def seconds(self) -> tuple[list[float], float]:
         """Of each kernel call, less what it takes to call nothing, and of the compiled step called as a whole: medians
@@ -129,20 +129,26 @@ def _stopwatch(calls: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> l
 
 
 @contextmanager
-def _last_arguments(bench: EngineBench) -> Iterator[Any]:
-    """Yields what becomes, when the block ends, the arguments of the last compiled step in it."""
+def _last_call(bench: EngineBench) -> Iterator[Any]:
+    """Yields what becomes, when the block ends, the name and the arguments of the last compiled step in it."""
     runner: Any = bench.llm._runner
-    call, seen = runner._step, []
+    seen: list[Any] = []
 
-    def step(*arguments: Any) -> Any:
-        seen[:] = arguments
-        return call(*arguments)
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any) -> Any:
+            seen[:] = (name.removeprefix("_"), *arguments)
+            return call(*arguments)
 
-    runner._step = step
+        return step
+
+    calls = {name: getattr(runner, name) for name in runner.COMPILED}
+    for name, call in calls.items():
+        setattr(runner, name, noting(name, call))
     try:
         yield seen
     finally:
-        runner._step = call
+        for name, call in calls.items():
+            setattr(runner, name, call)
 
 
 def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Call:
@@ -162,6 +168,8 @@ def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, .
         nbytes, flops = sizes[0] + sizes[-1] + kept * work.token_bytes, 4 * seen * int(tensors[0].shape[1])
     elif operator == "rope_append":
         nbytes = sizes[0] + sizes[-1] + rows * work.token_bytes
+    elif operator == "sample":
+        nbytes = sizes[0]  # the logits; what it works in stays in caches
     elif operator == "embedding":
         nbytes = sizes[-1] + rows * sum(sizes[1:-1]) // work.vocab
     elif "linear" in operator:
@@ -217,8 +225,7 @@ def _flops(lines: list[Line]) -> int:
 
 
 def sampling(bench: EngineBench, batch: int) -> list[Line]:
-    """Choosing tokens, which the step does not: the kernel's call with its arguments made, at a temperature and
-    greedily."""
+    """Choosing tokens by itself, its arguments staged each time: at a temperature, and greedily as in the step."""
     runner: Any = bench.llm._runner
     vocab = runner.interface.vocab_size
     logits = np.random.default_rng(0).standard_normal((batch, vocab), np.float32) * 3
@@ -281,7 +288,7 @@ def report(model: str, label: str, quant: str, threads: int, watch: Watch) -> st
         if batch:
             beside = watch(partial(sampling, bench, batch))
             extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in beside)
-            parts.append(f"Outside of the step: {'; '.join(extra)}.")
+            parts.append(f"By itself: {'; '.join(extra)}.")
     state = "nobody else used the machine meanwhile" if watch.undisturbed else "OTHERS USED THE MACHINE MEANWHILE"
     head = (
         f"{label}, {compiled.scheme} on {compiled.platform}, {threads} threads, {found['machine']}, {found['date']}. "

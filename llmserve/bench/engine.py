@@ -34,7 +34,8 @@ class EngineBench:
         self._ids = 0
         self._compiled = 0.0
         runner: Any = self.llm._runner
-        runner._step = self._watched(runner._step)
+        for name in runner.COMPILED:
+            setattr(runner, name, self._watched(getattr(runner, name)))
         self.decode(1, 16, 1)  # starts the thread pool and makes the first pages resident
         self.ready_seconds = time.perf_counter() - began
 

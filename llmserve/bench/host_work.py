@@ -1,9 +1,9 @@
 """What the host adds to a decode step, seen from inside an engine that serves streams as the server does.
 
 The async engine runs in its own thread, with detokenization, and a reader on the event loop takes each stream. The
-engine thread's part is what passes between one compiled call's end and the next one's beginning: sampling, updating,
-text, handing over, scheduling, index arrays. The event loop's part is the CPU time of its thread, which runs beside
-the engine; writing HTTP is not in it.
+engine thread's part is what passes between one compiled call's end and the next one's beginning: updating, text,
+handing over, scheduling, arrays. Choosing tokens is part of the call. The event loop's part is the CPU time of its
+thread, which runs beside the engine; writing HTTP is not in it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def measure(
     def core() -> EngineCore:  # in the engine's thread, to which TVM's workers will belong
         llm = LLM(model, num_threads=threads, max_model_len=longest, num_pages=batch * -(-longest // 16) + 8, **options)
         runner: Any = llm._runner
-        runner._step = watch.around(runner._step)
+        for name in runner.COMPILED:
+            setattr(runner, name, watch.around(getattr(runner, name)))
         return llm._core
 
     params = SamplingParams(temperature=temperature, seed=0, max_tokens=answer, ignore_eos=True)

@@ -37,25 +37,37 @@ class Choices:
     masks: npt.NDArray[np.int32]
 
 
-Choose = Callable[[_Floats, Choices], tuple[list[int], list[float]]]
-"""(logits float32 [R, vocab], choices) → tokens, and the largest adjusted logit of each row (NaN if one is).
+Chosen = list[int]
+"""A row's token, and the bits of its largest logit after adjustments and mask, float32: NaN's if one is. Where that is
+not finite the token is of no use."""
 
-Where that is not finite the token is of no use.
-"""
+Choose = Callable[[_Floats, Choices], list[Chosen]]
+"""(logits float32 [R, vocab], choices) → what was chosen for each row."""
+
+_MAGNITUDE, _INFINITE = 0x7FFFFFFF, 0x7F800000
 
 
-def choose_in_numpy(logits: _Floats, choices: Choices) -> tuple[list[int], list[float]]:
+def is_finite(bits: int) -> bool:
+    """Whether a float32 of these bits is."""
+    return bits & _MAGNITUDE < _INFINITE
+
+
+def peak_of(chosen: Chosen) -> float:
+    """The row's largest logit."""
+    return float(np.int32(chosen[1]).view(np.float32))
+
+
+def choose_in_numpy(logits: _Floats, choices: Choices) -> list[Chosen]:
     """A `Choose`; the logits stay as they are."""
-    tokens, peaks = [], []
+    chosen = []
     for raw, knobs, limits in zip(logits, choices.knobs, choices.limits, strict=True):
         row = adjusted(raw, limits, choices)
         token = int(row.argmax())  # of the first NaN, if there is one
-        peak = float(row[token])
+        peak, bits = float(row[token]), int(row[token].view(np.int32))
         if knobs[0] > 0 and np.isfinite(peak):
             token = _choose(row, peak, knobs, int(limits[0]))
-        tokens.append(token)
-        peaks.append(peak)
-    return tokens, peaks
+        chosen.append([token, bits])
+    return chosen
 
 
 def adjusted(raw: _Floats, limits: npt.NDArray[np.int32], choices: Choices) -> _Floats:

@@ -35,13 +35,13 @@ class Memory(Protocol):
         """The array as a tensor; its memory is shared where that is possible, so it must not change."""
 
     def buffer(self, nbytes: int) -> Any:
-        """Bytes of any content, or zeros, for `view` and `read`."""
+        """Bytes of any content, or zeros, for `view` and `reader`."""
 
     def view(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Any:
         """A part of a buffer as a tensor; `start` is a multiple of ALIGNMENT bytes."""
 
-    def read(self, buffer: Any, start: int, shape: Shape, dtype: str) -> npt.NDArray[Any]:
-        """A part of a buffer on the host: waits for the device, and shares memory where that is possible."""
+    def reader(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Callable[[], npt.NDArray[Any]]:
+        """What reads a part of a buffer: it waits for the device, and shares memory where that is possible."""
 
     def staging(self, nbytes: int) -> tuple[npt.NDArray[np.uint8], Any, Callable[[int], None]]:
         """Bytes on the host, a buffer that mirrors them, and what brings so many bytes of it up to date."""
@@ -56,7 +56,7 @@ class HostMemory:
         self._tensor = tvm.runtime.from_dlpack
 
     def tensor(self, shape: Shape, dtype: str) -> Any:
-        return self._tensor(self.read(self.buffer(math.prod(shape) * np.dtype(dtype).itemsize), 0, shape, dtype))
+        return self.view(self.buffer(math.prod(shape) * np.dtype(dtype).itemsize), 0, shape, dtype)
 
     def put(self, array: npt.NDArray[Any]) -> Any:
         return self._tensor(aligned(array))
@@ -65,10 +65,11 @@ class HostMemory:
         return np.frombuffer(huge_memory(nbytes), np.uint8)
 
     def view(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Any:
-        return self._tensor(self.read(buffer, start, shape, dtype))
+        return self._tensor(part(buffer, start, shape, dtype))
 
-    def read(self, buffer: Any, start: int, shape: Shape, dtype: str) -> npt.NDArray[Any]:
-        return part(buffer, start, shape, dtype)
+    def reader(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Callable[[], npt.NDArray[Any]]:
+        array = part(buffer, start, shape, dtype)
+        return lambda: array
 
     def staging(self, nbytes: int) -> tuple[npt.NDArray[np.uint8], Any, Callable[[int], None]]:
         host = self.buffer(nbytes)
@@ -100,9 +101,9 @@ class DeviceMemory:
     def view(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Any:
         return self._runtime.from_dlpack(_Moved(buffer._create_view(shape, dtype, start)))
 
-    def read(self, buffer: Any, start: int, shape: Shape, dtype: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = buffer._create_view(shape, dtype, start).numpy()
-        return array
+    def reader(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Callable[[], npt.NDArray[Any]]:
+        read: Callable[[], npt.NDArray[Any]] = buffer._create_view(shape, dtype, start).numpy
+        return read
 
     def staging(self, nbytes: int) -> tuple[npt.NDArray[np.uint8], Any, Callable[[int], None]]:
         host, buffer = np.frombuffer(huge_memory(nbytes), np.uint8), self.buffer(nbytes)
@@ -208,6 +209,7 @@ class Rows:
         self._row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
         self._buffer = memory.buffer(shape[0] * self._row_bytes)
         self._first: dict[int, Any] = {}
+        self._readers: dict[int, Callable[[], npt.NDArray[Any]]] = {}
 
     def first(self, count: int) -> Any:
         """The first `count` rows as a tensor."""
@@ -218,10 +220,14 @@ class Rows:
 
     def read(self, count: int) -> npt.NDArray[Any]:
         """The first `count` rows on the host."""
-        return self._memory.read(self._buffer, 0, (count, *self._shape[1:]), self._dtype)
+        reader = self._readers.get(count)
+        if reader is None:
+            shape = (count, *self._shape[1:])
+            reader = self._readers[count] = self._memory.reader(self._buffer, 0, shape, self._dtype)
+        return reader()
 
     def read_row(self, index: int) -> npt.NDArray[Any]:
-        return self._memory.read(self._buffer, index * self._row_bytes, self._shape[1:], self._dtype)
+        return self._memory.reader(self._buffer, index * self._row_bytes, self._shape[1:], self._dtype)()
 
 
 def memory_of(device: Any) -> Memory:

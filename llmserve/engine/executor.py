@@ -44,7 +44,7 @@ class LocalExecutor:
             sampling = [item.sequence for item in others if item.samples]
             batch = self._sampler.prepare(sampling, self.vocab_size)
             chosen = self.runner.choose(others, batch.choices)
-            tokens = self._sampler.finish(batch, *chosen, self.runner.logits_of)
+            tokens = self._sampler.finish(batch, chosen, self.runner.logits_of)
             results = {sequence.seq_id: token for sequence, token in zip(sampling, tokens, strict=True)}
         if pooled:  # a call of its own: it returns rows by the hundred, and needs no logits of them
             results |= self._pooler.pool(pooled, self.runner.hidden(pooled, wanted_rows(pooled)))

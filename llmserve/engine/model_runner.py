@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence as Items
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +15,20 @@ import numpy.typing as npt
 from .. import backends
 from ..compile.compiled import LIBRARY_FILE, CompiledModel, start_threads
 from ..weights.load import load_params
-from .choices import Choices
+from .choices import Choices, Chosen
 from .device_memory import HostMemory, Layout, Memory, Rows, Staging, memory_of
 from .scheduler import ScheduledSequence
 from .step_arrays import INDICES, Ints, StepArrays
 
 
 class ModelRunner:
-    """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch does."""
+    """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch does.
+
+    Attributes:
+        COMPILED: the attributes that hold the compiled calls of a step, for who wants to watch them.
+    """
+
+    COMPILED = ("_next", "_step")
 
     def __init__(
         self, model: CompiledModel, num_pages: int, num_threads: int | None = None, memory: Memory | None = None
@@ -41,8 +46,8 @@ class ModelRunner:
         self.num_threads = 1
         if device == tvm.cpu():
             self.num_threads = start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
-        self._step, self._hidden, self._head = self._vm["step"], self._vm["hidden"], self._vm["head"]
-        self._sample = self._vm["sample"]
+        self._next, self._step, self._hidden = self._vm["next"], self._vm["step"], self._vm["hidden"]
+        self._head, self._sample = self._vm["head"], self._vm["sample"]
         self._memory = memory or memory_of(device)
         arrays = load_params(model.params, resident=isinstance(self._memory, HostMemory))
         # As FFI arrays: a list would be converted at every call.
@@ -56,16 +61,17 @@ class ModelRunner:
         self._logits = Rows(self._memory, (interface.max_num_seqs, interface.vocab_size), "float32")
         self._chosen = Rows(self._memory, (interface.max_num_seqs, 2), "int32")
 
-    def choose(self, plan: Items[ScheduledSequence], choices: Choices) -> tuple[list[int], list[float]]:
+    def choose(self, plan: Items[ScheduledSequence], choices: Choices) -> list[Chosen]:
         """Compute a plan; its keys and values are in the pages afterwards. Returns what a `choices.Choose` does, for
         each scheduled sequence that samples, in order."""
         count = len(choices.knobs)
         if not count:
             self._compute(self._arrays.of_plan(plan, None))
-            return [], []
-        staged = self._arrays.of_plan(plan, None, choices)
-        logits = self._compute(staged)
-        return self._choose(logits, staged.tensors[INDICES:], count)
+            return []
+        tensors = self._arrays.of_plan(plan, None, choices).tensors
+        logits, chosen = self._logits.first(count), self._chosen.first(count)
+        self._next(*tensors, *self._rope, logits, chosen, self.pages, self._params)
+        return self._read(count)
 
     def logits(self, plan: Items[ScheduledSequence], rows: Ints | None = None) -> npt.NDArray[np.float32]:
         """Compute a plan as `choose` does, and return logits float32 [R, vocab], valid until the next call.
@@ -81,10 +87,11 @@ class ModelRunner:
         """The logits float32 [vocab] that a row's token was chosen from by the last `choose`."""
         return self._logits.read_row(row)
 
-    def choose_from(self, logits: npt.NDArray[np.float32], choices: Choices) -> tuple[list[int], list[float]]:
+    def choose_from(self, logits: npt.NDArray[np.float32], choices: Choices) -> list[Chosen]:
         """A `choices.Choose` by the platform's kernel; at most max_num_seqs rows."""
-        staged = self._arrays.of_choices(choices)
-        return self._choose(self._memory.put(logits), staged.tensors, len(logits))
+        tensors = self._arrays.of_choices(choices).tensors
+        self._sample(self._memory.put(logits), *tensors, self._chosen.first(len(logits)))
+        return self._read(len(logits))
 
     def hidden(self, plan: Items[ScheduledSequence], rows: Ints | None = None) -> npt.NDArray[np.floating]:
         """Compute a plan as `logits` does, and return normed hidden states [R, hidden] instead, in the dtype of
@@ -98,16 +105,13 @@ class ModelRunner:
         self._head(self._memory.put(hidden), self._logits.first(len(hidden)), self._params)
         return self._logits.read(len(hidden))
 
-    def _compute(self, staged: Layout) -> Any:
-        indices = staged.tensors[:INDICES]
+    def _compute(self, staged: Layout) -> None:
         logits = self._logits.first(len(staged.arrays[INDICES - 1]))
-        self._step(*indices, *self._rope, logits, self.pages, self._params)
-        return logits
+        self._step(*staged.tensors[:INDICES], *self._rope, logits, self.pages, self._params)
 
-    def _choose(self, logits: Any, choices: Items[Any], count: int) -> tuple[list[int], list[float]]:
-        self._sample(logits, *choices, self._chosen.first(count))
-        chosen = self._chosen.read(count)
-        return chosen[:, 0].tolist(), chosen.view(np.float32)[:, 1].tolist()
+    def _read(self, count: int) -> list[Chosen]:
+        chosen: list[Chosen] = self._chosen.read(count).tolist()
+        return chosen
 
 
 def _num_wanted(plan: Items[ScheduledSequence], rows: Ints | None) -> int:

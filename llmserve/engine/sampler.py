@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from .adjustments import Adjustments, adjusts
-from .choices import Choices, Choose, choose_in_numpy
+from .choices import Choices, Choose, Chosen, choose_in_numpy, is_finite, peak_of
 from .output import SampledToken, TokenLogprob
 from .scheduler import Sampled
 from .sequence import Sequence
@@ -63,7 +63,7 @@ class Sampler:
         """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
         raw = logits.astype(np.float32, copy=False)
         batch = self.prepare(sequences, raw.shape[1])
-        return self.finish(batch, *self._choose(raw, batch.choices), lambda row: raw[row])
+        return self.finish(batch, self._choose(raw, batch.choices), lambda row: raw[row])
 
     def prepare(self, sequences: Rows[Sequence], vocab_size: int) -> Batch:
         """What to ask of a kernel for the next token of each of these. Valid until the next call."""
@@ -80,17 +80,18 @@ class Sampler:
             self._last = batch
         return batch
 
-    def finish(
-        self, batch: Batch, tokens: list[int], peaks: list[float], logits: Callable[[int], _Floats]
-    ) -> list[Sampled]:
+    def finish(self, batch: Batch, chosen: list[Chosen], logits: Callable[[int], _Floats]) -> list[Sampled]:
         """A result for each row from what a `Choose` gave; `logits` is asked for the rows that report on them."""
-        results: list[Sampled] = [SampledToken(token) for token in tokens]
+        results: list[Sampled] = []
+        for row, (token, bits) in enumerate(chosen):
+            if is_finite(bits):
+                results.append(SampledToken(token))
+            else:
+                results.append(_not_finite(batch.sequences[row], peak_of(chosen[row])))
         for row in batch._reported:
-            if math.isfinite(peaks[row]) and row not in batch.errors:
-                results[row] = _reported(batch.sequences[row], row, tokens[row], logits)
-        for row, peak in enumerate(peaks):
-            if not math.isfinite(peak):
-                results[row] = _not_finite(batch.sequences[row], peak)
+            result = results[row]
+            if isinstance(result, SampledToken) and row not in batch.errors:
+                results[row] = _reported(batch.sequences[row], row, result.token_id, logits)
         for row, error in batch.errors.items():
             results[row] = error
         return results

@@ -7,6 +7,7 @@ and `TINY` (a config.json for tests).
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -39,7 +40,7 @@ class Family:
 
 
 class CausalLM(nn.Module):
-    """Embedding, layers, norm and head. The engine calls `step`, `hidden`, `head` and `sample`."""
+    """Embedding, layers, norm and head. The engine calls `next`, `step`, `hidden`, `head` and `sample`."""
 
     def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
         self.config = config
@@ -87,8 +88,40 @@ class CausalLM(nn.Module):
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
         )
+        return self._logits(batch, logits, pages)
+
+    def _logits(self, batch: Batch, logits: Tensor, pages: list[Tensor]) -> Tensor:
         logits, _ = self.head_matrix.normed(self.model(batch, pages), None, self.model.norm, logits)
         return logits
+
+    def next(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        tile_seq: Tensor,
+        tile_row: Tensor,
+        tile_rows: Tensor,
+        page_indptr: Tensor,
+        page_values: Tensor,
+        logit_rows: Tensor,
+        knobs: Tensor,
+        limits: Tensor,
+        ids: Tensor,
+        amounts: Tensor,
+        masks: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        logits: Tensor,
+        chosen: Tensor,
+        pages: list[Tensor],
+    ) -> Tensor:
+        """`step` and `sample` in one call: most of what an engine does."""
+        batch = Batch(
+            token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, logit_rows, cos, sin
+        )
+        choices = Choices(knobs, limits, ids, amounts, masks)
+        return active().sample(self._logits(batch, logits, pages), choices, chosen)
 
     def hidden(
         self,
@@ -172,7 +205,10 @@ class CausalLM(nn.Module):
             "chosen": nn.spec.Tensor(["num_logits", 2], "int32"),
             "$": {"param_mode": "none", "effect_mode": "none"},
         }
-        return nn.spec.ModuleSpec.from_raw({"step": step, "hidden": hidden, "head": head, "sample": sample}, self)
+        names = list(inspect.signature(self.next).parameters)
+        both = {**{name: {**sample, **step}[name] for name in names}, "$": packed}
+        entries = {"next": both, "step": step, "hidden": hidden, "head": head, "sample": sample}
+        return nn.spec.ModuleSpec.from_raw(entries, self)
 
 
 def families() -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import tvm
 
 from llmserve.engine import SamplingParams
-from llmserve.engine.choices import choose_in_numpy
+from llmserve.engine.choices import choose_in_numpy, is_finite, peak_of
 from llmserve.engine.device_memory import DeviceMemory
 from llmserve.engine.executor import LocalExecutor
 from llmserve.engine.model_runner import ModelRunner
@@ -45,6 +45,16 @@ def test_memory_of_its_own_changes_nothing(llm: LLM, monkeypatch: pytest.MonkeyP
     assert llm.generate(PROMPTS, PARAMS) == shared
 
 
+def test_greedy_tokens_are_the_likeliest(llm: LLM) -> None:
+    """What is chosen in the step's own call, against logits that come from another."""
+    (result,) = llm.generate([PROMPTS[1]], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+    tokens = [*PROMPTS[1], *result.outputs[0].token_ids]
+    logits = llm.logits(tokens)[len(PROMPTS[1]) - 1 : -1]
+    chosen = logits[np.arange(20), tokens[len(PROMPTS[1]) :]]
+    # Keys and values of a prompt and of one token at a time are summed in different orders.
+    assert (logits.max(1) - chosen <= 1e-4 * np.abs(logits).max()).all()
+
+
 def test_alone_and_together_are_the_same(llm: LLM) -> None:
     together = llm.generate(PROMPTS, PARAMS)
     assert [llm.generate([prompt], its)[0] for prompt, its in zip(PROMPTS, PARAMS, strict=True)] == together
@@ -69,5 +79,6 @@ def test_the_kernel_chooses_as_numpy_does(llm: LLM) -> None:
     sequences = [Request("r", [1, 2, 3], SamplingParams(**s), i).sequences[0] for i, s in enumerate(settings)]
     choices = Sampler([0]).prepare(sequences, executor.vocab_size).choices
     ours, theirs = executor.runner.choose_from(logits, choices), choose_in_numpy(logits, choices)
-    assert [t for i, t in enumerate(ours[0]) if i != 5] == [t for i, t in enumerate(theirs[0]) if i != 5]
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
+    assert [row[0] for i, row in enumerate(ours) if i != 5] == [row[0] for i, row in enumerate(theirs) if i != 5]
+    np.testing.assert_allclose([peak_of(row) for row in ours], [peak_of(row) for row in theirs], rtol=1e-6)
+    assert [is_finite(bits) for _, bits in ours] == [i != 5 for i in range(8)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.engine.choices import Choices, adjusted, choose_in_numpy, kept
+from llmserve.engine.choices import Choices, adjusted, choose_in_numpy, kept, peak_of
 from llmserve.kernels import cpu, gpu
 
 from .gpu import harness
@@ -120,11 +120,16 @@ def logits_of(rng: np.random.Generator, vocab: int) -> np.ndarray:
     return np.stack([flat, peaked, equal, coarse, banned, alone]).astype(np.float32)
 
 
+def in_numpy(logits: np.ndarray, its: Choices) -> tuple[list[int], list[float]]:
+    chosen = choose_in_numpy(logits, its)
+    return [token for token, _ in chosen], [peak_of(row) for row in chosen]
+
+
 def check(kernel: Kernel, logits: np.ndarray, rows: Sequence[Row]) -> None:
     """The kernel's tokens and peaks are those of numpy, but for what the last bits of sums decide."""
     its = choices(rows, logits.shape[1])
     tokens, peaks = kernel(logits, its)
-    expected, expected_peaks = choose_in_numpy(logits, its)
+    expected, expected_peaks = in_numpy(logits, its)
     np.testing.assert_allclose(peaks, expected_peaks, rtol=1e-6)
     for i, row in enumerate(rows):
         if tokens[i] != expected[i]:
@@ -202,7 +207,7 @@ def test_greedy_takes_the_first_of_the_best(vocab: int, kernels: Callable[[int],
         check(kernel, logits, [Row(temperature=0.0)] * len(logits))
         # A draw comes to the same where the logits are no use, and says so by the peak.
         its = choices([Row()] * len(logits), vocab)
-        np.testing.assert_array_equal(kernel(logits, its)[1], choose_in_numpy(logits, its)[1])
+        np.testing.assert_array_equal(kernel(logits, its)[1], in_numpy(logits, its)[1])
 
 
 @everywhere
