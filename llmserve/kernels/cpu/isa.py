@@ -24,8 +24,8 @@ class Isa:
         lanes: float32 lanes of the other kernels' vectors.
         features: LLVM features that a target must have for this row.
         rows_per_block: rows of x that share a tile of quantized weights: as many as registers hold accumulators for.
-        prefetch: groups of weights to ask for ahead of the one in work, by several rows; one row reads as fast as the
-            hardware's own guess brings them. 0 where it was not seen to help.
+        prefetch: groups of weights to ask for ahead of the one in work, by more than two rows: up to two read as fast
+            as the hardware brings what it guesses. 0 where it was not seen to help.
     """
 
     name: str = "portable"
@@ -118,7 +118,7 @@ class Avx512Vnni(Isa):
     lanes: int = 16
     features: tuple[str, ...] = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
     rows_per_block: int = 8
-    prefetch: int = 16
+    prefetch: int = 32
 
     def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
         signed = T.reinterpret(full(activations, 16), dtype="int8x64")

@@ -125,11 +125,19 @@ def _over_rows(
                 blocks = (T.min(CACHE_ROWS, m - outer * CACHE_ROWS) + height - 1) // height
                 with T.serial(blocks) as inner, T.serial(together) as w:
                     first, tile = outer * CACHE_ROWS + inner * height, t * together + w
-                    with T.If(m - first > height // 2):
-                        with T.Then():
-                            tile_at(first, height, tile, 1, m)
-                        with T.Else():
-                            tile_at(first, height // 2, tile, 1, m)
+                    _fitting(m - first, height, max(1, height // 4), lambda n: tile_at(first, n, tile, 1, m))
+
+
+def _fitting(left: Any, rows: int, least: int, emit: Callable[[int], None]) -> None:
+    """`emit(n)` for the smallest n of rows, rows / 2, … that holds the rows that are left, but none below `least`."""
+    if rows // 2 < least:
+        emit(rows)
+        return
+    with T.If(left > rows // 2):
+        with T.Then():
+            emit(rows)
+        with T.Else():
+            _fitting(left, rows // 2, least, emit)
 
 
 def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
@@ -209,7 +217,7 @@ def quantized_linear(
                                 weights = weight.step(tile + w, g, j, 4 * rows)
                                 old = vec(part, c * lanes, lanes=lanes)
                                 put(part, isa.dot(bits, old, weights, four(i, g, j)), c * lanes, lanes=lanes)
-                        if isa.prefetch and height > 1:
+                        if isa.prefetch and height > 2:
                             for w in range(width):
                                 weight.prefetch(tile + w, g + isa.prefetch)
                         for c, (i, w) in enumerate(cells):
