@@ -15,8 +15,9 @@ from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize,
 
 from .harness import RUNNABLE, compiled
 
-# (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes.
-SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8)]
+# (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes, also one that
+# takes more lanes than divide a group of 40.
+SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8), (8, 96)]
 ROWS = [1, 2, 4, 7, 13, 70]  # one row, parts and multiples of a row block, more than one pass over the weights
 
 

@@ -55,7 +55,7 @@ def _quantize_group(
 
     `part(v, lanes)`: so many of its elements from the v-th on. `valid` of a group's `size` elements are there.
     """
-    lanes = math.gcd(valid, MAX_LANES)
+    lanes = math.gcd(valid, size, MAX_LANES)  # or the last vector would reach into the next group
     with block("quantize"):
         inverse, x, values = scratch(2), scratch(size), scratch(size, "int32")
         for v in range(0, valid, lanes):
