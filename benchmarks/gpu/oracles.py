@@ -183,10 +183,11 @@ def sample(case: Case, call: Call) -> float:
         chosen = np.full((SAMPLED, 2), -1, np.int32)
         scratch = [np.full(shape, -1, np.int32).view(dtype) for shape, dtype in case["scratch"]]
         call(*map(constant, (logits, its.knobs, its.limits, its.ids, its.amounts, its.masks)), chosen, *scratch)
-        tokens, peaks = choices.choose_in_numpy(logits, its)
-        worst = max(worst, excess(chosen.view(np.float32)[:, 1], np.array(peaks), 1e-6 * np.abs(peaks)))
-        for row, (token, right) in enumerate(zip(chosen[:, 0].tolist(), tokens, strict=True)):
-            if token != right:
+        right = np.array(choices.choose_in_numpy(logits, its), np.int32)
+        peaks = right.view(np.float32)[:, 1].astype(np.float64)
+        worst = max(worst, excess(chosen.view(np.float32)[:, 1], peaks, 1e-6 * np.abs(peaks)))
+        for row, (token, expected) in enumerate(zip(chosen[:, 0].tolist(), right[:, 0].tolist(), strict=True)):
+            if token != expected:
                 values = choices.adjusted(logits[row], its.limits[row], its)
                 worst = max(worst, _outside(choices, values, its.knobs[row], int(its.limits[row, 0]), token) / 1e-5)
     return worst

@@ -118,8 +118,8 @@ class Preparation:
         for name in families():
             sources[name] = checkpoints / name
             shutil.rmtree(checkpoints / name, ignore_errors=True)
-            # In float16, so that both dtypes of activations compute with the very same weights.
-            write_random_checkpoint(checkpoints / name, dict(family(name).tiny), dtype="float16")
+            # In bfloat16: short to store, and float16 holds it but for what is far too small to matter.
+            write_random_checkpoint(checkpoints / name, dict(family(name).tiny), dtype="bfloat16")
         for name, source in sources.items():
             self._model(directory / name, source)
         return {"models": list(sources), "dtypes": list(self._dtypes())}
@@ -146,7 +146,7 @@ class Preparation:
             self._library(build, directory / dtype)
             if dtype == "float32":
                 stored = {name: _narrowed(array) for name, array in load_params(build.params()).items()}
-                np.savez(directory / "params.npz", **stored)  # type: ignore[arg-type]
+                np.savez_compressed(directory / "params.npz", **stored)  # type: ignore[arg-type]
         cos, sin = tables(build.config, sum(PROMPTS[:1]) + GREEDY)
         found = transformers_logits(build.directory, PROMPTS, GREEDY)
         np.savez_compressed(directory / "expected.npz", cos=cos, sin=sin, **found)  # type: ignore[arg-type]
@@ -258,7 +258,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda (the default) or webgpu")
     parser.add_argument("--arch", help="the family of GPUs, as `llmserve compile --arch` takes it")
     parser.add_argument("--small", action="store_true", help="tiny shapes, for a device that is a CPU in truth")
-    parser.add_argument("--python", nargs="+", default=["3.10", "3.11", "3.12"], help="Pythons that the folder serves")
+    parser.add_argument(
+        "--python", nargs="+", help="Pythons that the folder serves (cuda: 3.10 to 3.12, else this one)"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to make")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "build" / "gpu", help="where folders are made")
     options = parser.parse_args()
@@ -271,7 +273,10 @@ def main() -> int:
         if arch is None:
             raise LLMServeError(f"{platform.name} is no GPU; name one with --device.")
         folder = options.out / f"{platform.name}-{arch}{'-small' if options.small else ''}"
-        preparation = Preparation(platform, arch, folder, options.small, options.python)
+        # A folder for CUDA is meant to be carried; others are mostly tried where they were made.
+        own = ".".join(map(str, sys.version_info[:2]))
+        pythons = options.python or (["3.10", "3.11", "3.12"] if platform.name == "cuda" else [own])
+        preparation = Preparation(platform, arch, folder, options.small, pythons)
         for part in options.only:
             preparation.make(part)
         preparation.finish()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import cases, oracles, prepare, report, run
+from llmserve.engine.choices import Choices, choose_in_numpy
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
 from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import FORMATS, INT4_ZERO
@@ -82,6 +83,18 @@ def test_a_wrong_kernel_is_told_from_a_right_one() -> None:
     assert oracles.take_sums(case, right) <= 1 < oracles.take_sums(case, wrong)
     assert oracles.excess(np.array([np.nan]), np.array([1.0]), 1.0) == np.inf
     assert oracles.excess(np.array([1.5]), np.array([1.0]), 0.25) == 2.0
+
+
+def test_another_token_is_told_from_the_right_one() -> None:
+    def choose(shift: int) -> oracles.Call:
+        def call(logits: np.ndarray, *arrays: np.ndarray) -> None:
+            arrays[5][...] = choose_in_numpy(logits, Choices(*arrays[:5]))
+            arrays[5][:, 0] += shift
+
+        return call
+
+    case = {"kernel": "sample", "width": 1000, "scratch": []}
+    assert oracles.sample(case, choose(0)) == 0.0 and oracles.sample(case, choose(1)) > 1
 
 
 def test_rounding_once_is_allowed_and_more_is_not() -> None:
