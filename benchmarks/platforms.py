@@ -164,9 +164,16 @@ def metal(library: Path, executable: Any, scratch: Path) -> Found:
 def webgpu(library: Path, executable: Any, scratch: Path) -> Found:
     from tests.compile import binaries
 
-    source = "\n".join(imported.inspect_source() for imported in executable.mod.imports)
-    names = binaries.make_pipelines(source)
+    names = binaries.make_pipelines(_source(executable.mod))
+    if not names:
+        raise LLMServeError("No shader was found in what was compiled.")
     return {"kernels": len(names), "checked": "wgpu-native (naga): every shader validated, and a pipeline made of it"}
+
+
+def _source(module: Any) -> str:
+    """That of a module's kernels, wherever they are among what it imports."""
+    own = str(module.inspect_source()) if module.kind == "webgpu" else ""
+    return "\n".join([own, *map(_source, module.imports)])
 
 
 def host(library: Path, executable: Any, scratch: Path) -> Found:
