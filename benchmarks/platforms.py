@@ -178,7 +178,7 @@ def _source(module: Any) -> str:
 
 def host(library: Path, executable: Any, scratch: Path) -> Found:
     """Of a CPU's library there is nothing to tell apart: kernels are functions beside others."""
-    return {"kernels": None, "checked": "runs in the tests"}
+    return {"kernels": None, "checked": "nothing: kernels for CPUs are run by the tests"}
 
 
 def _nvidia(tool: str) -> str:
@@ -204,7 +204,7 @@ def table(results: list[Found], machine: str) -> str:
         "",
         f"The shape of Llama-3-8B, 2048 tokens and 64 sequences a step, compiled on {machine};",
         "times are of processors.",
-        "Nothing here was run but on CPUs. Registers, stack (bytes) and spills (CUDA: instructions that move a",
+        "None of these libraries was run. Registers, stack (bytes) and spills (CUDA: instructions that move a",
         "register to memory or back; ROCm: vector registers): those of the worst kernel.",
         "",
         "| platform | family | weights | kernels | compile, s | size, MB | registers | stack | spills | checked by |",
