@@ -120,6 +120,9 @@ def _summed(calls: list[tuple[float, float, int]], batch: int, marks: list[tuple
     decoding = calls[first : last + 1][_SETTLING:]
     count = len(decoding) - 1
     began, ended = decoding[0][0], decoding[-1][0]
+    step = (ended - began) / count
     within = [mark for mark in marks if began <= mark[0] <= ended]
-    loop = (within[-1][1] - within[0][1]) / (len(within) - 1)
-    return HostWork((ended - began) / count, sum(end - begin for begin, end, _ in decoding[:-1]) / count, loop)
+    # A loop that is late takes several outputs at once; one that is very late had all of them together.
+    (start, before), *_, (end, after) = within if len(within) > 1 else marks
+    loop = (after - before) / ((end - start) / step)
+    return HostWork(step, sum(end - begin for begin, end, _ in decoding[:-1]) / count, loop)
