@@ -39,7 +39,7 @@ serve: $(RUNTIME)
 	$(BIN)/python -m llmserve serve $(if $(MODEL),"$(MODEL)") $(if $(QUANT),--quant "$(QUANT)") $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
 
 node:
 	npm ci --no-audit --no-fund --prefix tests/api/node
