@@ -77,7 +77,7 @@ def _of(dtype: str) -> Iterator[dict[str, Any]]:
     if dtype != "float32":  # what comes from the residual sum
         yield {"kernel": "rms_norm", "dtype": dtype, "x_dtype": "float32", "width": 520, "add": False}
     yield {"kernel": "gated_silu", "dtype": dtype, "width": 6000}
-    yield {"kernel": "take_sums", "dtype": dtype, "width": 130}
+    yield {"kernel": "take_rows", "dtype": dtype, "x_width": 300, "width": 130}
     if dtype == "float32":  # what logits are in
         for vocab in (1000, 5003):
             yield {"kernel": "sample", "dtype": dtype, "width": vocab}

@@ -56,8 +56,8 @@ def _gated_silu(case: Case, gpu: Gpu) -> PrimFunc:
     return elementwise.gated_silu(case["name"], case["width"], case["dtype"])
 
 
-def _take_sums(case: Case, gpu: Gpu) -> PrimFunc:
-    return elementwise.take_sums(case["name"], case["width"], case["dtype"])
+def _take_rows(case: Case, gpu: Gpu) -> PrimFunc:
+    return elementwise.take_rows(case["name"], (case["x_width"], case["width"]), case["dtype"])
 
 
 def _sample(case: Case, gpu: Gpu) -> PrimFunc:
@@ -118,7 +118,7 @@ BUILDERS: dict[str, Callable[[Case, Gpu], PrimFunc]] = {
     "rows_of": _rows_of,
     "rms_norm": _rms_norm,
     "gated_silu": _gated_silu,
-    "take_sums": _take_sums,
+    "take_rows": _take_rows,
     "sample": _sample,
     "rope_append": _rope_append,
     "paged_attention": _paged_attention,

@@ -161,8 +161,8 @@ class KernelSet(Protocol):
     def gated_silu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up, where gate_up [M, 2 * width] holds gate, then up."""
 
-    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
-        """(x + residual)[rows]; x, residual [M, width], rows int32 [R] → [R, width]."""
+    def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(x[rows], residual[rows]); x and residual [M, …] of any widths, rows int32 [R]."""
 
     def query_tile(self, shape: AttentionShape) -> int:
         """Consecutive query tokens that one attention tile may hold."""

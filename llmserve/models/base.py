@@ -91,7 +91,8 @@ class CausalLM(nn.Module):
         return self._logits(batch, logits, pages)
 
     def _logits(self, batch: Batch, logits: Tensor, pages: list[Tensor]) -> Tensor:
-        logits, _ = self.head_matrix.normed(self.model(batch, pages), None, self.model.norm, logits)
+        branch, residual = self.model(batch, pages)
+        logits, _ = self.head_matrix.normed(branch, residual, self.model.norm, logits)
         return logits
 
     def next(
@@ -143,7 +144,7 @@ class CausalLM(nn.Module):
         batch = Batch(
             token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, rows, cos, sin
         )
-        return self.model.norm(self.model(batch, pages))
+        return self.model.norm(*self.model(batch, pages))
 
     def head(self, hidden: Tensor, logits: Tensor) -> Tensor:
         """Normed hidden states [R, hidden] → logits float32 [R, vocab], written and returned."""

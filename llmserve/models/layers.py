@@ -81,8 +81,11 @@ class RMSNorm(nn.Module):
         self.width, self.eps = width, eps
         self.weight = nn.Parameter((width,), "float32")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return active().rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """norm(x + residual); where a product follows, it does that itself (`Linear.normed`)."""
+        if residual is None:
+            return active().rms_norm(x, self.weight, self.eps)
+        return active().add_rms_norm(x, residual, self.weight, self.eps)[0]
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,16 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(dim, self.eps)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: Batch, pages: Tensor
+        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: Batch, pages: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(attention over norm(x + residual), x + residual)."""
+        """(attention over norm(x + residual), x + residual), both of `rows` only if they are given."""
         norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
         q, pages = active().rope_append(qkv, norms, self.eps, batch, pages, self.shape)
-        return self.o_proj(active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5)), residual
+        x = active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5)
+        if rows is not None:
+            x, residual = active().take_rows(x, residual, rows)
+        return self.o_proj(x), residual
 
 
 class GatedMLP(nn.Module):
@@ -140,8 +146,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor) -> tuple[Tensor, Tensor]:
-        x, residual = self.self_attn(x, residual, self.input_layernorm, batch, pages)
+    def forward(
+        self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A branch and the residual to add it to: x and residual [M, hidden] (a residual of None is nothing) → the
+        same after this layer, of `rows` only if they are given."""
+        x, residual = self.self_attn(x, residual, self.input_layernorm, batch, pages, rows)
         return self.mlp(x, residual, self.post_attention_layernorm)
 
 
@@ -151,9 +161,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config, pages, window) for window in config.window])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, batch: Batch, pages: list[Tensor]) -> Tensor:
-        """Hidden states [R, hidden] of the batch's logit rows, before the last norm."""
+    def forward(self, batch: Batch, pages: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the batch's logit rows, before the last norm: (branch, residual) [R, hidden], whose sum it is to take.
+
+        Of other rows the last layer owes nothing but keys and values, so it drops them as soon as it has these.
+        """
         x, residual = self.embed_tokens.lookup(batch.token_ids), None
-        for layer, layer_pages in zip(self.layers, pages, strict=True):
-            x, residual = layer(x, residual, batch, layer_pages)
-        return active().take_sums(x, residual, batch.logit_rows)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x, residual = layer(x, residual, batch, pages[i], batch.logit_rows if i == last else None)
+        return x, residual

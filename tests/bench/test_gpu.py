@@ -72,15 +72,15 @@ def test_the_oracle_lays_weights_out_as_the_kernels_want_them(storage: str, dtyp
 
 
 def test_a_wrong_kernel_is_told_from_a_right_one() -> None:
-    case = {"kernel": "take_sums", "dtype": "float16", "width": 130}
+    case = {"kernel": "take_rows", "dtype": "float16", "x_width": 130, "width": 130}
 
-    def right(x: np.ndarray, residual: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        out[...] = (x.astype(np.float32) + residual)[rows]
+    def right(x: np.ndarray, residual: np.ndarray, rows: np.ndarray, *taken: np.ndarray) -> None:
+        taken[0][...], taken[1][...] = x[rows], residual[rows]
 
-    def wrong(x: np.ndarray, residual: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        out[...] = (x.astype(np.float32) + residual)[rows[::-1]]
+    def wrong(x: np.ndarray, residual: np.ndarray, rows: np.ndarray, *taken: np.ndarray) -> None:
+        taken[0][...], taken[1][...] = x[rows], residual[rows[::-1]]
 
-    assert oracles.take_sums(case, right) <= 1 < oracles.take_sums(case, wrong)
+    assert oracles.take_rows(case, right) <= 1 < oracles.take_rows(case, wrong)
     assert oracles.excess(np.array([np.nan]), np.array([1.0]), 1.0) == np.inf
     assert oracles.excess(np.array([1.5]), np.array([1.0]), 0.25) == 2.0
 

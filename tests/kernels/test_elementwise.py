@@ -74,13 +74,21 @@ def test_rows_with_zero_points_equal_dequantization(isa):
 
 @both
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_float_rows_and_sums_of_rows(dtype, isa):
+def test_float_rows(dtype, isa):
     rng = np.random.default_rng(3)
     w = rng.standard_normal((20, 24)).astype(dtype)
     ids = np.array([0, 19, 7, 7], np.int32)
     out = np.empty((4, 24), np.float32)
     compiled(elementwise.float_rows("rows", 20, 24, dtype, isa), isa)(ids, layout.tile_float(w, isa.rows), out)
     np.testing.assert_array_equal(out, w[ids].astype(np.float32))
-    x, r = (rng.standard_normal((20, 24)).astype(np.float32) for _ in "xr")
-    compiled(elementwise.take_sums("take", 24, isa), isa)(x, r, ids, out)
-    np.testing.assert_array_equal(out, (x + r)[ids])
+
+
+@both
+def test_taking_the_same_rows_of_two_tensors(isa):
+    rng = np.random.default_rng(4)
+    x, r = (rng.standard_normal((20, width)).astype(np.float32) for width in (40, 24))
+    rows = np.array([0, 19, 7, 7], np.int32)
+    taken = np.empty((4, 40), np.float32), np.empty((4, 24), np.float32)
+    compiled(elementwise.take_rows("take", (40, 24), isa), isa)(x, r, rows, *taken)
+    np.testing.assert_array_equal(taken[0], x[rows])
+    np.testing.assert_array_equal(taken[1], r[rows])

@@ -176,9 +176,11 @@ class CpuKernels:
         func = self._func(elementwise.made_rows, "gated_silu", width, self.isa, Gate())
         return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width))
 
-    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
-        func = self._func(elementwise.take_sums, "take_sums", x.shape[1], self.isa)
-        return op.tensor_ir_op(func, "take_sums", [x, residual, rows], _empty(rows.shape[0], x.shape[1]))
+    def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        widths = (x.shape[1], residual.shape[1])
+        func = self._func(elementwise.take_rows, "take_rows", widths, self.isa)
+        outputs = tuple(_empty(rows.shape[0], width) for width in widths)
+        return op.tensor_ir_op(func, "take_rows", [x, residual, rows], outputs)
 
     def query_tile(self, shape: AttentionShape) -> int:
         return attention.query_tile(shape)

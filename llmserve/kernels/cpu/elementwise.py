@@ -83,18 +83,18 @@ def float_rows(name: str, n: int, k: int, dtype: str, isa: Isa) -> PrimFunc:
     return build(name, body)
 
 
-def take_sums(name: str, width: int, isa: Isa) -> PrimFunc:
-    """out[i] = x[rows[i]] + r[rows[i]]; x, r float32 [M, width], rows int32 [R], out float32 [R, width]."""
-    lanes = math.gcd(isa.lanes, width)
+def take_rows(name: str, widths: tuple[int, int], isa: Isa) -> PrimFunc:
+    """The same rows of two tensors: x, r float32 [M, its width], rows int32 [R], x[rows], r[rows]."""
 
     def body() -> None:
         m, count = T.int64(), T.int64()
-        x = sized("x", (m, width), "float32")
-        r = sized("r", (m, width), "float32")
+        given = [sized(name, (m, width), "float32") for name, width in zip("xr", widths, strict=True)]
         rows = sized("rows", (count,), "int32")
-        out = sized("out", (count, width), "float32")
-        with T.serial(count) as i, T.serial(width // lanes) as j:
-            both = vec(x, rows[i], j * lanes, lanes=lanes) + vec(r, rows[i], j * lanes, lanes=lanes)
-            put(out, both, i, j * lanes, lanes=lanes)
+        taken = [sized(f"{name}_taken", (count, width), "float32") for name, width in zip("xr", widths, strict=True)]
+        with T.serial(count) as i:
+            for source, target, width in zip(given, taken, widths, strict=True):
+                lanes = math.gcd(isa.lanes, width)
+                with T.serial(width // lanes) as j:
+                    put(target, vec(source, rows[i], j * lanes, lanes=lanes), i, j * lanes, lanes=lanes)
 
     return build(name, body)

@@ -118,11 +118,11 @@ class GpuKernels:
         func = self._func(elementwise.gated_silu, "gated_silu", width, self.compute_dtype)
         return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width, dtype=self.compute_dtype))
 
-    def take_sums(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
-        func = self._func(elementwise.take_sums, "take_sums", x.shape[1], x.dtype)
-        return op.tensor_ir_op(
-            func, "take_sums", [x, residual, rows], _empty(rows.shape[0], x.shape[1], dtype=RESIDUAL)
-        )
+    def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        widths = (x.shape[1], residual.shape[1])
+        func = self._func(elementwise.take_rows, "take_rows", widths, x.dtype)
+        outputs = tuple(_empty(rows.shape[0], y.shape[1], dtype=y.dtype) for y in (x, residual))
+        return op.tensor_ir_op(func, "take_rows", [x, residual, rows], outputs)
 
     def query_tile(self, shape: AttentionShape) -> int:
         return attention.query_tile(shape, self.gpu)

@@ -75,15 +75,23 @@ def gated_silu(name: str, width: int, dtype: str) -> PrimFunc:
     return build(name, body)
 
 
-def take_sums(name: str, width: int, dtype: str) -> PrimFunc:
-    """x `dtype`, r float32 [M, width], rows int32 [R], y float32 [R, width]: (x + r)[rows]."""
+def take_rows(name: str, widths: tuple[int, int], dtype: str) -> PrimFunc:
+    """The same rows of two tensors: x `dtype` [M, its width], r float32 likewise, rows int32 [R], x[rows], r[rows]."""
 
     def body() -> None:
         m, count = T.int64(), T.int64()
-        x, r = sized("x", (m, width), dtype), sized("r", (m, width), RESIDUAL)
+        kinds = list(zip("xr", widths, (dtype, RESIDUAL), strict=True))
+        x, r = (sized(name, (m, width), kind) for name, width, kind in kinds)
         rows = sized("rows", (count,), "int32")
-        y = sized("y", (count, width), RESIDUAL)
-        _each(count, width, lambda row, i: put(y, T.cast(x[rows[row], i], RESIDUAL) + r[rows[row], i], row, i))
+        x_taken, r_taken = (sized(f"{name}_taken", (count, width), kind) for name, width, kind in kinds)
+
+        def at(row: Any, i: Any) -> None:
+            with when(widths[0] >= widths[1] or i < widths[0]):
+                put(x_taken, x[rows[row], i], row, i)
+            with when(widths[1] >= widths[0] or i < widths[1]):
+                put(r_taken, r[rows[row], i], row, i)
+
+        _each(count, max(widths), at)
 
     return build(name, body)
 

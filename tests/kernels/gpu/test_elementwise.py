@@ -56,10 +56,13 @@ def test_gated_activation_over_the_whole_range(dtype, platform):
 
 
 @each_platform
-def test_taking_sums_of_rows(platform):
+@pytest.mark.parametrize("widths", [(130, 130), (300, 130), (64, 130)])
+def test_taking_the_same_rows_of_two_tensors(widths, platform):
     rng = np.random.default_rng(2)
-    x, r = (rng.standard_normal((9, 130)).astype(np.float32) for _ in "xr")
+    x, r = (rng.standard_normal((9, width)).astype(np.float32) for width in widths)
     rows = np.array([8, 0, 0, 3], np.int32)
-    out = np.empty((4, 130), np.float32)
-    compiled(elementwise.take_sums("take", 130, "float32"), "float32", platform)(*map(constant, (x, r, rows)), out)
-    np.testing.assert_array_equal(out, (x + r)[rows])
+    taken = [np.empty((4, width), np.float32) for width in widths]
+    kernel = compiled(elementwise.take_rows("take", widths, "float32"), "float32", platform)
+    kernel(*map(constant, (x, r, rows)), *taken)
+    np.testing.assert_array_equal(taken[0], x[rows])
+    np.testing.assert_array_equal(taken[1], r[rows])
