@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig, Scored, TokenLogprob
 from llmserve.engine.grammar_spec import CompiledGrammar
@@ -126,7 +126,7 @@ class FakeExecutor:
                     scored = tuple(self.scores.pop(sequence.seq_id)) if sequence.is_scoring else None
                     token = self.sample(state, sequence)
                     if isinstance(token, SampledToken):
-                        token = replace(token, prompt_logprobs=scored)
+                        token = token._replace(prompt_logprobs=scored)
                     result[sequence.seq_id] = token
         return result
 

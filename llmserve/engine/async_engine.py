@@ -250,18 +250,30 @@ class AsyncEngine:
             self._post(self._bury, reason)
 
     def _serve(self, core: EngineCore) -> None:
+        news: list[_News] = []
         while True:
+            if news and not core.has_work():
+                news = self._tell(news)
             with self._wakeup:
                 self._wakeup.wait_for(lambda: self._inbox or core.has_work() or self._stop_at is not None)
                 jobs, self._inbox = self._inbox, []
-            news = [item for job in jobs for item in self._do(core, job)]
+            for job in jobs:
+                news += self._do(core, job)
             if self._stop_at is not None and (not core.has_work() or time.monotonic() >= self._stop_at):
                 rest = [core.abort(request_id) for request_id in list(core.scheduler.requests)]
-                self._post(self._deliver, news + [(output.request_id, output) for output in rest if output])
+                self._tell(news + [(output.request_id, output) for output in rest if output])
                 return
-            news += [(output.request_id, output) for output in core.step()]
-            if news:
-                self._post(self._deliver, news)
+            plan = core.plan()
+            # The loop reads the last step's news while this thread computes the next; any earlier, both would want the
+            # interpreter at once, and this thread would wait.
+            self._tell(news)
+            news = [(output.request_id, output) for output in core.compute(plan)]
+
+    def _tell(self, news: list[_News]) -> list[_News]:
+        """Hand the news over; returns what is left of them: none."""
+        if news:
+            self._post(self._deliver, news)
+        return []
 
     def _do(self, core: EngineCore, job: _Add | _Abort) -> list[_News]:
         if isinstance(job, _Abort):

@@ -148,10 +148,18 @@ class EngineCore:
 
     def step(self) -> list[RequestOutput]:
         """Compute the next tokens of whoever is due. At most one output per request."""
-        plan = self.scheduler.schedule()
+        return self.compute(self.plan())
+
+    def plan(self) -> SchedulerOutput:
+        """Who is due. `compute` must follow, and nothing may come between that changes requests."""
+        return self.scheduler.schedule()
+
+    def compute(self, plan: SchedulerOutput) -> list[RequestOutput]:
+        """The other part of `step`."""
         if not plan.scheduled:
             return []
-        _note_start(plan)
+        if plan.admitted:
+            _note_start(plan.admitted)
         sampled = self.executor.execute(plan)
         return self._emit(self.scheduler.update(plan, sampled))
 
@@ -222,9 +230,9 @@ class EngineCore:
         )
 
 
-def _note_start(plan: SchedulerOutput) -> None:
+def _note_start(admitted: Iterable[Sequence]) -> None:
     """A request's waiting is over when any of its sequences is first computed."""
     now = time.monotonic()
-    for item in plan.scheduled:
-        if item.sequence.request.scheduled_at is None:
-            item.sequence.request.scheduled_at = now
+    for sequence in admitted:
+        if sequence.request.scheduled_at is None:
+            sequence.request.scheduled_at = now

@@ -10,7 +10,7 @@ from ..compile.compiled import CompiledModel
 from .model_runner import ModelRunner
 from .pooler import Pooler, wanted_rows
 from .sampler import Sampler
-from .scheduler import Sampled, SchedulerOutput
+from .scheduler import Sampled, ScheduledSequence, SchedulerOutput
 from .scorer import Scorer
 
 
@@ -34,11 +34,21 @@ class LocalExecutor:
         self._scorer = Scorer(self.runner.head, model.interface.max_num_seqs, self._sampler)
 
     def execute(self, plan: SchedulerOutput, /) -> Mapping[int, Sampled]:
-        self._pooler.forget(plan.finished)
-        self._scorer.forget(plan.finished)
-        pooled = [item for item in plan.scheduled if item.sequence.request.params.pooling]
-        scored = [item for item in plan.scheduled if item.sequence.is_scoring]
-        others = [i for i in plan.scheduled if not (i.sequence.request.params.pooling or i.sequence.is_scoring)]
+        if plan.finished:
+            self._pooler.forget(plan.finished)
+            self._scorer.forget(plan.finished)
+        pooled: list[ScheduledSequence] = []
+        scored: list[ScheduledSequence] = []
+        others: list[ScheduledSequence] = []
+        for item in plan.scheduled:
+            sequence = item.sequence
+            params = sequence.request.params
+            if params.pooling:
+                pooled.append(item)
+            elif params.prompt_logprobs is not None and sequence.is_scoring:
+                scored.append(item)
+            else:
+                others.append(item)
         results: dict[int, Sampled] = {}
         if others:
             sampling = [item.sequence for item in others if item.samples]

@@ -1,10 +1,13 @@
-"""What leaves the engine: frozen records, one per step and request. Pure data."""
+"""What leaves the engine: records that do not change, one per step and request. Pure data.
+
+Those that are made for every token are tuples, which take a fifth of the time of frozen dataclasses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -18,8 +21,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What the executor chose for one sequence in one step, and the tokens that its grammar forces to follow.
 
     `prompt_logprobs` come with the first token of a request that asked for them: see `Scored`.
@@ -46,8 +48,7 @@ class Scored:
     prompt_logprobs: tuple[TokenLogprob, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
+class ChoiceDelta(NamedTuple):
     """What one step added to one choice of a request.
 
     `text` may be empty while a character or a possible stop string is incomplete; `token_ids` and `logprobs` are
@@ -57,7 +58,7 @@ class ChoiceDelta:
     they were asked for: one for each of the prompt's tokens but the first.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple's method
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
@@ -68,8 +69,7 @@ class ChoiceDelta:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
+class RequestOutput(NamedTuple):
     """One step's news of a request. `finished` is true once every choice has a finish reason.
 
     `scheduled_at` is when the engine first computed something for it, in monotonic seconds.
@@ -96,7 +96,7 @@ def fold(outputs: Sequence[RequestOutput]) -> RequestOutput:
             by_index.setdefault(delta.index, []).append(delta)
     last = outputs[-1]
     deltas = tuple(_join(deltas) for deltas in by_index.values())
-    return replace(last, deltas=deltas)
+    return last._replace(deltas=deltas)
 
 
 def _join(deltas: list[ChoiceDelta]) -> ChoiceDelta:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from .sequence import Sequence
 _Floats = npt.NDArray[np.float32]
 
 _BELOW_ONE = 1 - 2**-24  # what float64 has below 1 may round to it in float32
+_UNIFORMS = 8  # random numbers in a digest
 
 
 @dataclass(slots=True)
@@ -71,9 +74,10 @@ class Sampler:
         if batch is None or batch.sequences != sequences:  # sequences are equal if they are the same
             batch = _new_batch(list(sequences), vocab_size)
             self._adjustments = {s: self._adjustments[s] for s in sequences if s in self._adjustments}
-        if batch._drawn:
-            uniforms = [_uniform(s.seed, len(s.token_ids)) for s in map(batch.sequences.__getitem__, batch._drawn)]
-            batch.choices.knobs[batch._drawn, 3] = np.minimum(uniforms, _BELOW_ONE)
+        knobs = batch.choices.knobs
+        for row in batch._drawn:
+            sequence = batch.sequences[row]
+            knobs[row, 3] = uniform(sequence.seed, len(sequence.token_ids))
         if batch._changing:
             self._adjust(batch, vocab_size)
         if not batch.errors:
@@ -82,12 +86,10 @@ class Sampler:
 
     def finish(self, batch: Batch, chosen: list[Chosen], logits: Callable[[int], _Floats]) -> list[Sampled]:
         """A result for each row from what a `Choose` gave; `logits` is asked for the rows that report on them."""
-        results: list[Sampled] = []
-        for row, (token, bits) in enumerate(chosen):
-            if is_finite(bits):
-                results.append(SampledToken(token))
-            else:
-                results.append(_not_finite(batch.sequences[row], peak_of(chosen[row])))
+        results: list[Sampled] = [
+            SampledToken(its[0]) if is_finite(its[1]) else _not_finite(sequence, peak_of(its))
+            for sequence, its in zip(batch.sequences, chosen, strict=True)
+        ]
         for row in batch._reported:
             result = results[row]
             if isinstance(result, SampledToken) and row not in batch.errors:
@@ -181,10 +183,19 @@ def _not_finite(sequence: Sequence, value: float) -> EngineError:
     return EngineError(f"The model's logits for token {len(sequence.token_ids)} are not finite: {value}.")
 
 
-def _uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) of a position in a sequence: a hash, so there is no generator to replay."""
-    digest = hashlib.blake2b(position.to_bytes(8, "little"), key=seed.to_bytes(8, "little"), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+def uniform(seed: int, position: int) -> float:
+    """The random number in [0, 1) of a position in a sequence, also as a float32: a hash, so there is no generator to
+    replay."""
+    block, at = divmod(position, _UNIFORMS)
+    return _uniforms(seed, block)[at]
+
+
+@lru_cache(maxsize=1024)  # some for each sequence that runs
+def _uniforms(seed: int, block: int) -> tuple[float, ...]:
+    """Those of _UNIFORMS positions at once: a step may then find its own made already."""
+    key = seed.to_bytes(8, "little")
+    digest = hashlib.blake2b(block.to_bytes(8, "little"), key=key, digest_size=8 * _UNIFORMS).digest()
+    return tuple([min((word >> 11) * 2.0**-53, _BELOW_ONE) for word in struct.unpack(f"<{_UNIFORMS}Q", digest)])
 
 
 def logprob(raw: _Floats, token: int, count: int) -> TokenLogprob:

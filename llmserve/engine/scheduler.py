@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from .output import FinishReason, Pooled, SampledToken, Scored
@@ -21,8 +21,7 @@ Sampled = SampledToken | Pooled | Scored | EngineError
 """What the executor reports for a sequence: its token, or else, or why there is none (only the sequence ends)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """The next `num_tokens` uncomputed tokens of a sequence. Its pages have room for them."""
 
     sequence: Sequence
@@ -34,19 +33,20 @@ class ScheduledSequence:
         return self.sequence.num_computed_tokens + self.num_tokens == len(self.sequence.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerOutput:
+class SchedulerOutput(NamedTuple):
     """One step's plan.
 
     Attributes:
         scheduled: what to compute; sequences that decode come first.
         preempted: seq_ids that lost their pages in making this plan and will start over.
         finished: seq_ids that ended since the last plan; whoever keeps state by seq_id drops it now.
+        admitted: sequences that waited until now; among those scheduled.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
     preempted: tuple[int, ...] = ()
     finished: tuple[int, ...] = ()
+    admitted: tuple[Sequence, ...] = ()
 
 
 class Scheduler:
@@ -108,27 +108,35 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Plan one step: who decodes, then who is catching up, then who waits, as far as the limits allow."""
-        budget = self.config.max_num_batched_tokens
-        scheduled: list[ScheduledSequence] = []
+        budget, size = self.config.max_num_batched_tokens, self.config.page_size
         preempted: list[int] = []
         for sequence in tuple(self.running):  # before anybody is in the plan, as the victim is the last admitted
-            while sequence.status is Status.RUNNING and not self._grow(sequence):
-                preempted.append(self._preempt(self.running.pop()))
-        for sequence in sorted(self.running, key=_is_catching_up):
+            if len(sequence.token_ids) > len(sequence.pages) * size:
+                while sequence.status is Status.RUNNING and not self._grow(sequence):
+                    preempted.append(self._preempt(self.running.pop()))
+        decoding: list[ScheduledSequence] = []
+        catching_up: list[ScheduledSequence] = []
+        for sequence in self.running:
+            left = len(sequence.token_ids) - sequence.num_computed_tokens
+            (decoding if left == 1 else catching_up).append(ScheduledSequence(sequence, left))
+        scheduled = decoding[:budget]
+        budget -= len(scheduled)
+        for item in catching_up:
             if budget:
-                scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
+                scheduled.append(ScheduledSequence(item.sequence, min(item.num_tokens, budget)))
                 budget -= scheduled[-1].num_tokens
-        self._admit_waiting(scheduled, budget)
+        admitted = self._admit_waiting(scheduled, budget) if self.waiting else ()
         if not scheduled and self.has_work():
             raise AssertionError("the scheduler is stuck: there is work, and none of it fits")
         finished, self._finished = tuple(self._finished), []
-        return SchedulerOutput(tuple(scheduled), tuple(preempted), finished)
+        return SchedulerOutput(tuple(scheduled), tuple(preempted), finished, admitted)
 
     def update(
         self, plan: SchedulerOutput, sampled: Mapping[int, Sampled]
     ) -> list[tuple[Sequence, SampledToken | Pooled | Scored | None]]:
         """Book an executed plan; return the sequences with news, or that it failed (with None)."""
         news: list[tuple[Sequence, SampledToken | Pooled | Scored | None]] = []
+        size = self.config.page_size
         for item in plan.scheduled:
             sequence = item.sequence
             result = sampled[sequence.seq_id] if item.samples else None
@@ -137,7 +145,8 @@ class Scheduler:
                 news.append((sequence, None))
                 continue
             sequence.num_computed_tokens += item.num_tokens
-            self._index_pages(sequence)
+            if sequence.num_computed_tokens // size > sequence.num_indexed_pages:
+                self._index_pages(sequence)
             if isinstance(result, (Pooled, Scored)):
                 self.finish(sequence, "stop" if isinstance(result, Pooled) else "length")
             elif result is not None:
@@ -176,8 +185,10 @@ class Scheduler:
         if any(s.pages for s in self.waiting):
             raise AssertionError("a waiting sequence holds pages")
 
-    def _admit_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+    def _admit_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> tuple[Sequence, ...]:
+        """Add those to the plan that there is room for, and return them."""
         held_back: list[Sequence] = []
+        others = len(scheduled)
         while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
             first = sequence.request.sequences[0]
@@ -191,6 +202,7 @@ class Scheduler:
             scheduled.append(ScheduledSequence(sequence, min(sequence.num_uncomputed_tokens, budget)))
             budget -= scheduled[-1].num_tokens
         self.waiting.extendleft(reversed(held_back))
+        return tuple(item.sequence for item in scheduled[others:])
 
     def _admit(self, sequence: Sequence) -> bool:
         """Take pages for all tokens known so far, so that a prompt once begun cannot run out of them."""
@@ -252,7 +264,7 @@ class Scheduler:
             sequence.token_ids.append(token_id)
             self._check_end(sequence, token_id)
             if sequence.status is Status.FINISHED:
-                return replace(result, forced=result.forced[:count])
+                return result._replace(forced=result.forced[:count])
         return result
 
     def _check_end(self, sequence: Sequence, token_id: int) -> None:
@@ -265,7 +277,3 @@ class Scheduler:
             self.finish(sequence, "stop", token_id)
         elif len(sequence.token_ids) >= sequence.request.max_length:
             self.finish(sequence, "length")
-
-
-def _is_catching_up(sequence: Sequence) -> bool:
-    return sequence.num_uncomputed_tokens > 1

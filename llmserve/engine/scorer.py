@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,4 +67,4 @@ class Scorer:
         if sequence.request.params.max_tokens == 0:
             return Scored(scores)
         (result,) = self._sampler.sample(last, [sequence])
-        return replace(result, prompt_logprobs=scores) if isinstance(result, SampledToken) else result
+        return result._replace(prompt_logprobs=scores) if isinstance(result, SampledToken) else result

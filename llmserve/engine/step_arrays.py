@@ -37,6 +37,7 @@ class _Decode:
     tables: list[list[int]]  # the very lists, which grow while their sequence runs and are replaced when it starts over
     last_pages: list[int]  # index in its table
     choices: Choices
+    news: tuple[memoryview, ...]  # token_ids, positions, slots: a number is written sooner there than in an array
 
 
 class StepArrays:
@@ -68,7 +69,9 @@ class StepArrays:
                 if len(last) == len(plan) == lengths[0]:
                     sequences = [item.sequence for item in plan]
                     last_pages = [s.num_computed_tokens // self._page_size for s in sequences]
-                    self._last = _Decode(layout, sequences, [s.pages for s in sequences], last_pages, choices)
+                    tables = [s.pages for s in sequences]
+                    news = tuple(array.data for array in layout.arrays[:3])
+                    self._last = _Decode(layout, sequences, tables, last_pages, choices, news)
         layout.send()
         return layout
 
@@ -85,7 +88,8 @@ class StepArrays:
         last, size = self._last, self._page_size
         if last is None or [item.sequence for item in plan] != last.sequences:
             return None
-        token_ids, positions, slots, grown = [], [], [], []
+        token_ids, positions, slots = last.news
+        grown = []
         for row, item in enumerate(plan):
             sequence, table = item.sequence, last.tables[row]
             at = sequence.num_computed_tokens
@@ -96,9 +100,9 @@ class StepArrays:
                 if page % _TABLE_ROOM == _TABLE_ROOM - 1:  # no room for one more
                     return None
                 grown.append(row)
-            token_ids.append(sequence.token_ids[at])
-            positions.append(at)
-            slots.append(table[page] * size + at % size)
+            token_ids[row] = sequence.token_ids[at]
+            positions[row] = at
+            slots[row] = table[page] * size + at % size
         layout = last.layout
         arrays = layout.arrays
         if choices is not last.choices:
@@ -108,7 +112,6 @@ class StepArrays:
             last.choices = choices
         else:  # the same arrays, with other random numbers
             arrays[INDICES][:] = choices.knobs
-        arrays[0][:], arrays[1][:], arrays[2][:] = token_ids, positions, slots
         for row in grown:
             page = last.last_pages[row] = positions[row] // size
             arrays[_TABLES][arrays[_TABLES - 1][row] + page] = last.tables[row][page]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -59,7 +59,7 @@ class Executor(FakeExecutor):
             if wanted is not None and isinstance(token, SampledToken):
                 top = tuple((i, -1.0 - i) for i in range(wanted))
                 logprobs = TokenLogprob(token.token_id, -0.5, top)
-                sampled[item.sequence.seq_id] = replace(token, logprob=logprobs)
+                sampled[item.sequence.seq_id] = token._replace(logprob=logprobs)
         return sampled
 
     def choose(self, state: int, sequence: Sequence, allowed: Items[int] | None) -> int:

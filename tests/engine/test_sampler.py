@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.engine import SampledToken, SamplingParams
 from llmserve.engine.choices import draw, kept
-from llmserve.engine.sampler import Sampler, _uniform
+from llmserve.engine.sampler import Sampler, uniform
 from llmserve.engine.sequence import Request, Sequence
 from llmserve.errors import EngineError
 
@@ -129,12 +129,12 @@ def test_draw_inverts_the_cumulative_sum() -> None:
 
 
 def test_random_numbers_are_uniform_and_belong_to_seed_and_position() -> None:
-    values = np.array([_uniform(seed, position) for seed in range(100) for position in range(100)])
+    values = np.array([uniform(seed, position) for seed in range(100) for position in range(100)])
     assert values.min() >= 0 and values.max() < 1 and len(set(values)) == 10_000
     assert abs(values.mean() - 0.5) < 0.02 and abs(values.var() - 1 / 12) < 0.005
     grid = values.reshape(100, 100)
     assert abs(np.corrcoef(grid[:-1].ravel(), grid[1:].ravel())[0, 1]) < 0.05
-    assert _uniform(5, 9) == _uniform(5, 9) != _uniform(9, 5)
+    assert uniform(5, 9) == uniform(5, 9) != uniform(9, 5)
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:
