@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmserve.kernels.cpu.linear import quantize_activations
+from llmserve.kernels.cpu.rounding import quantize_activations
 from llmserve.models import rope
 from llmserve.models.config import DecoderConfig
 from llmserve.quant.group import GroupFormat, dequantize

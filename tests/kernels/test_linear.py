@@ -9,7 +9,8 @@ import tvm
 from llmserve.kernels.cpu import layout
 from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.isa import ISAS
-from llmserve.kernels.cpu.linear import float_linear, quantize_activations, quantized_linear
+from llmserve.kernels.cpu.linear import float_linear, quantized_linear
+from llmserve.kernels.cpu.rounding import quantize_activations
 from llmserve.kernels.cpu.rows import Gate, Norm
 from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize, unpack
 

@@ -18,6 +18,7 @@ class Blocks:
     def __init__(self, n: int, k: int, fmt: GroupFormat, isa: Isa) -> None:
         self.fmt, self.rows = fmt, isa.rows
         self._vector, self._size = 4 * isa.rows, layout.block_bytes(fmt, isa.rows)
+        self._byte_shifts = isa.byte_shifts
         self._scales = layout.scales_at(fmt, isa.rows)
         self._buffer = sized("q", (layout.tiles(n, isa.rows), fmt.groups(k), self._size), "uint8")
 
@@ -29,18 +30,24 @@ class Blocks:
             return vec(self._buffer, tile, group, v * self._vector + first, lanes=lanes)
 
         def field(v: int, shift: int, mask: int) -> Any:
-            moved = load(v) if shift == 0 else T.shift_right(load(v), full(T.uint8(shift), lanes))
-            return T.bitwise_and(moved, full(T.uint8(mask), lanes))
+            value, dtype, count = load(v), T.uint8, lanes
+            if shift and lanes > 1 and not self._byte_shifts:
+                value, dtype, count = T.reinterpret(value, dtype=f"uint16x{lanes // 2}"), T.uint16, lanes // 2
+                mask |= mask << 8
+            if shift:
+                value = T.shift_right(value, full(dtype(shift), count))
+            value = T.bitwise_and(value, full(dtype(mask), count))
+            return value if count == lanes else T.reinterpret(value, dtype=f"uint8x{lanes}")
 
         if bits == 8:
             return load(step)
         if bits == 4:
-            return field(step, 0, 15) if step < 4 else T.shift_right(load(step - 4), full(T.uint8(4), lanes))
+            return field(step % 4, 0 if step < 4 else 4, 15)
         last = layout.steps(self.fmt) - 2
         if step < last:
             return field(step // 2, 3 * (step % 2), 7)
         high = field(2, 4 + step - last, 4) if last == 6 else field(step - 6, 4, 4)
-        return T.bitwise_or(T.shift_right(load(step - last), full(T.uint8(6), lanes)), high)
+        return T.bitwise_or(field(step - last, 6, 3), high)
 
     def scales(self, tile: Any, group: Any, row: Any = 0, lanes: int | None = None) -> Any:
         """float32 x lanes: the scales of the tile's rows, all of them or `lanes` from `row` on."""

@@ -2,18 +2,17 @@
 
 One PrimFunc serves any number of rows: one row streams the weights once, several share each unpacked tile. Every output
 element sees the same operations in the same order whatever rows are beside it, so batching never changes a result.
-Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per group (`quantize_activations` below).
+Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per group (`rounding.quantize_activations`).
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
@@ -21,58 +20,13 @@ from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, whe
 from . import layout
 from .blocks import Blocks
 from .isa import Isa
+from .rounding import Rounded
 from .rows import Source, rows_of
-from .vector_math import across
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
 CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
 LANES = 8  # inputs come in multiples of this
-MAX_LANES = 16  # of the activation quantizer
-
-
-def quantize_activations(
-    x: npt.NDArray[np.float32], group: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """The kernels' activation rounding in numpy: x [M, K] → (int8 [M, G, group], scales float32 [M, G]).
-
-    Symmetric per group, scale = max|x| / 127, rounding half to even; K is padded with zeros to whole groups.
-    """
-    m, k = x.shape
-    groups = -(-k // group)
-    padded = np.zeros((m, groups * group), np.float32)
-    padded[:, :k] = x
-    padded = padded.reshape(m, groups, group)
-    largest = np.abs(padded).max(-1)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return np.rint(padded * inverse[:, :, None]).astype(np.int8), largest * np.float32(1 / 127)
-
-
-def _quantize_group(
-    part: Callable[[int, int], Any], m: Any, g: Any, valid: int, aq: Any, scale: Any, sums: Any, size: int, offset: int
-) -> None:
-    """Round one group of a row to int8: into `aq` with its scale, and -offset times its sum if asked for.
-
-    `part(v, lanes)`: so many of its elements from the v-th on. `valid` of a group's `size` elements are there.
-    """
-    lanes = math.gcd(valid, size, MAX_LANES)  # or the last vector would reach into the next group
-    with block("quantize"):
-        inverse, x, values = scratch(2), scratch(size), scratch(size, "int32")
-        for v in range(0, valid, lanes):
-            put(x, part(v, lanes), v, lanes=lanes)
-        parts = [vec(x, v, lanes=lanes) for v in range(0, valid, lanes)]
-        put(inverse, across([T.fabs(part) for part in parts], T.max, lanes), 0)
-        put(scale, inverse[0] * f32(1 / 127), m, g)
-        put(inverse, T.if_then_else(inverse[0] > f32(0), f32(127) / inverse[0], f32(0)), 1)
-        for v in range(0, size, lanes):
-            rounded: Any = full(i32(0), lanes)
-            if v < valid:
-                rounded = T.cast(T.nearbyint(vec(x, v, lanes=lanes) * full(inverse[1], lanes)), f"int32x{lanes}")
-            put(values, rounded, v, lanes=lanes)
-            put(aq, T.cast(vec(values, v, lanes=lanes), f"int8x{lanes}"), m, g, v, lanes=lanes)
-        if offset:
-            total = across([vec(values, v, lanes=lanes) for v in range(0, valid, lanes)], operator.add, lanes, "int32")
-            put(sums, total * i32(-offset), m, g)
 
 
 def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: Isa, bias: Any) -> None:
@@ -94,31 +48,22 @@ def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: I
 
 
 def _over_rows(
-    m: Any,
-    count: int,
-    nbytes: int,
-    streams: int,
-    height: int,
-    prepare: Callable[[Any], None] | None,
-    tile_at: Callable[..., None],
+    m: Any, count: int, nbytes: int, streams: int, height: int, begin: Callable[[int], Callable[..., None]]
 ) -> None:
     """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile. The weights have
     `count` tiles and `nbytes` bytes.
 
-    `prepare(row)` readies a row of x, if that is needed; `tile_at(first_row, rows, first_tile, tiles, limit)` computes
-    rows x tiles.
+    `begin(height)` readies the rows of x for blocks of so many. It returns `tile_at(first_row, rows, first_tile, tiles,
+    limit)`, which computes rows x tiles.
     """
     streams = streams if count % streams == 0 else 1
     with T.If(m == 1):
-        with T.Then():
-            if prepare:
-                prepare(T.int64(0))
+        with T.Then(), block("one"):
+            tile_at = begin(1)
             with (T.serial if nbytes <= SMALL_BYTES else T.parallel)(count // streams) as t:
                 tile_at(T.int64(0), 1, t * streams, streams, None)
-        with T.Else():
-            if prepare:
-                with T.parallel(m) as row:
-                    prepare(row)
+        with T.Else(), block("several"):
+            tile_at = begin(height)
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
             with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
@@ -161,7 +106,6 @@ def quantized_linear(
     # Activations' sums times the offset are taken off, unless the dot product does; or times each group's zero point.
     offset = 1 if fmt.zero_point else 0 if isa.centred(bits) else fmt.max_int
     in_dot = fmt.max_int if isa.centred(bits) else 0
-    tail = k - (groups - 1) * fmt.group_size
 
     def body() -> None:
         m = T.int64()
@@ -171,72 +115,65 @@ def quantized_linear(
         y = sized("y", (m, n), "float32")
         x.declare_outputs()
 
-        with block("linear"):
-            aq = scratch((m, groups, fmt.group_size), "int8")
-            scale = scratch((m, groups))
-            sums = scratch((m, groups), "int32") if offset else None
+        def begin(height: int) -> Callable[..., None]:
+            rounded = Rounded(m, k, fmt.group_size, height, offset)
 
             def prepare(row: Any) -> None:
-                def quantize(g: Any, valid: int) -> None:
-                    first = g * fmt.group_size
-                    _quantize_group(
-                        lambda v, lanes: x.part(row, first + v, lanes),
-                        *(row, g, valid, aq, scale, sums, fmt.group_size, offset),
-                    )
-
-                whole = groups if tail == fmt.group_size else groups - 1
                 with block("prepare"):
                     x.begin(row)
-                    with T.serial(whole) as g:
-                        quantize(g, fmt.group_size)
-                    if whole < groups:
-                        quantize(T.int64(whole), tail)
+                    rounded.round(row, lambda first, lanes: x.part(row, first, lanes))
 
-            def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
-                cells = [(i, w) for i in range(height) for w in range(width)]
-                lanes = isa.acc_lanes(bits)
-                # A constant offset's share is where an accumulator of 32 bits can start.
-                begin = sums if not fmt.zero_point and isa.acc_dtype(bits) == "int32" else None
-                at = _clamped(row, height, limit)
+            if height == 1:
+                prepare(T.int64(0))
+            else:
+                with T.parallel(rounded.padded) as row, T.If(row < m):
+                    with T.Then():
+                        prepare(row)
+                    with T.Else():
+                        rounded.blank(row)
+            return partial(tile_at, rounded)
 
-                def four(i: int, g: Any, step: int) -> Any:
-                    """The inputs of a step, in an int32."""
-                    return T.reinterpret(vec(aq, at[i], g, 4 * step, lanes=4), dtype="int32")
-
-                with block("tile"):
-                    acc = scratch(len(cells) * rows)
-                    for c in range(len(cells)):
-                        put(acc, full(f32(0), rows), c * rows, lanes=rows)
-                    with T.serial(groups) as g, block("group"):
-                        part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
-                        for c, (i, _) in enumerate(cells):
-                            start = isa.zero(bits) if begin is None else full(begin[at[i], g], rows)
-                            put(part, start, c * lanes, lanes=lanes)
-                        for j in range(steps):
-                            for c, (i, w) in enumerate(cells):
-                                weights = weight.step(tile + w, g, j, 4 * rows)
-                                old = vec(part, c * lanes, lanes=lanes)
-                                put(part, isa.dot(bits, old, weights, four(i, g, j)), c * lanes, lanes=lanes)
-                        if isa.prefetch and height > 2:
-                            for w in range(width):
-                                weight.prefetch(tile + w, g + isa.prefetch)
+        def tile_at(rounded: Rounded, row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
+            cells = [(i, w) for i in range(height) for w in range(width)]
+            lanes = isa.acc_lanes(bits)
+            # A constant offset's share is where an accumulator of 32 bits can start.
+            begins = offset and not fmt.zero_point and isa.acc_dtype(bits) == "int32"
+            with block("tile"):
+                acc = scratch(len(cells) * rows)
+                for c in range(len(cells)):
+                    put(acc, full(f32(0), rows), c * rows, lanes=rows)
+                with T.serial(groups) as g, block("group"):
+                    part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
+                    for c, (i, _) in enumerate(cells):
+                        start = full(rounded.sum(row, i, g), rows) if begins else isa.zero(bits)
+                        put(part, start, c * lanes, lanes=lanes)
+                    for j in range(steps):
                         for c, (i, w) in enumerate(cells):
-                            total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
-                            if sums is not None and begin is None:
-                                term = full(sums[at[i], g], rows)
-                                if fmt.zero_point:
-                                    zero = T.cast(weight.zeros(tile + w, g), f"int32x{rows}")
-                                    term = term * (zero - full(i32(in_dot), rows))
-                                total = total + term
-                            value = T.cast(total, f"float32x{rows}") * (
-                                weight.scales(tile + w, g) * full(scale[at[i], g], rows)
-                            )
-                            put(acc, vec(acc, c * rows, lanes=rows) + value, c * rows, lanes=rows)
+                            weights = weight.step(tile + w, g, j, 4 * rows)
+                            old = vec(part, c * lanes, lanes=lanes)
+                            new = isa.dot(bits, old, weights, rounded.four(row, i, g, j))
+                            put(part, new, c * lanes, lanes=lanes)
+                    if isa.prefetch and height > 2:
+                        for w in range(width):
+                            weight.prefetch(tile + w, g + isa.prefetch)
                     for c, (i, w) in enumerate(cells):
-                        with when(True if limit is None else row + i < limit):
-                            _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
+                        total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
+                        if offset and not begins:
+                            term = full(rounded.sum(row, i, g), rows)
+                            if fmt.zero_point:
+                                zero = T.cast(weight.zeros(tile + w, g), f"int32x{rows}")
+                                term = term * (zero - full(i32(in_dot), rows))
+                            total = total + term
+                        value = T.cast(total, f"float32x{rows}") * (
+                            weight.scales(tile + w, g) * full(rounded.scale(row, i, g), rows)
+                        )
+                        put(acc, vec(acc, c * rows, lanes=rows) + value, c * rows, lanes=rows)
+                for c, (i, w) in enumerate(cells):
+                    with when(True if limit is None else row + i < limit):
+                        _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
 
-            _over_rows(m, count, fmt.nbytes(n, k), 1, isa.rows_per_block, prepare, tile_at)
+        with block("linear"):
+            _over_rows(m, count, fmt.nbytes(n, k), 1, isa.rows_per_block, begin)
 
     return build(name, body)
 
@@ -258,14 +195,14 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, so
         y = sized("y", (m, n), "float32")
         given.declare_outputs()
 
-        def make(row: Any) -> None:
+        def make(x: Any, row: Any) -> None:
             lanes = math.gcd(isa.lanes, k)
             with block("make"):
                 given.begin(row)
                 with T.serial(k // lanes) as i:
                     put(x, given.part(row, i * lanes, lanes), row, i * lanes, lanes=lanes)
 
-        def tile_at(row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
+        def tile_at(x: Any, row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
             cells = [(i, t) for i in range(height) for t in range(width)]
             with block("tile"):
                 acc = scratch(len(cells) * rows)
@@ -282,9 +219,16 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, so
                     with when(True if limit is None else row + i < limit):
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
 
-        with block("linear"):
+        def begin(height: int) -> Callable[..., None]:
             x = given.tensor if source is None else scratch((m, k))
-            prepare = None if source is None else make
-            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, prepare, tile_at)
+            if source is not None and height == 1:
+                make(x, T.int64(0))
+            elif source is not None:
+                with T.parallel(m) as row:
+                    make(x, row)
+            return partial(tile_at, x)
+
+        with block("linear"):
+            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, begin)
 
     return build(name, body)
