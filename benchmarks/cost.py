@@ -102,7 +102,7 @@ class Trace:
             machine[name](*arguments)
         finally:
             machine.set_instrument(None)
-        return cls(calls, lambda: machine[name](*arguments))
+        return cls(calls, lambda: getattr(runner, f"_{name}")(*arguments))
 
     def seconds(self) -> tuple[list[float], float]:
         """Of each kernel call, less what it takes to call nothing, and of the compiled step called as a whole: medians

@@ -39,7 +39,7 @@ from .calibrate import is_rounded, parse
 from .compiled import CompiledModel, Interface
 from .conversion import Conversion, Notify
 from .environment import environment
-from .host import compute_dtype, gpu_arch, kernel_set, linker
+from .host import CPU_SOURCES, compute_dtype, gpu_arch, kernel_set, linker
 from .linking import complete, export
 from .pipeline import compile_module
 from .subject import Subject
@@ -280,7 +280,8 @@ class Build:
             "limits": vars(self.limits),
             "tvm": tvm_version(),
             "sources": artifact.source_hash(
-                "kernels", "models", "quant/scheme.py", "compile", "backends/cpu_threads.c"
+                *("kernels", "models", "quant/scheme.py", "compile"),
+                *(f"backends/{source.name}" for source in CPU_SOURCES),
             ),
             "version": __version__,
         }

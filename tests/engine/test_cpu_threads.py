@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.compile.host import THREADS_SOURCE
+from llmserve.compile.host import CPU_SOURCES
 
 HARNESS = r"""
 #include <stdatomic.h>
@@ -72,7 +72,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     directory: Path = tmp_path_factory.mktemp("threads")
     (directory / "harness.c").write_text(HARNESS)
     library = directory / "pool.so"
-    sources = [word for file in (THREADS_SOURCE, directory / "harness.c") for word in ("-x", "c", str(file))]
+    sources = [word for file in (*CPU_SOURCES, directory / "harness.c") for word in ("-x", "c", str(file))]
     command = [
         "g++",
         "-shared",
