@@ -69,6 +69,7 @@ def run(app: FastAPI, config: ServerConfig) -> None:
         app,
         host=config.host,
         port=config.port,
+        http="h11",  # whatever else is installed: it bounds the size of headers
         log_config=logs.settings(config.log_level, config.log_format, config.access_log),
         access_log=False,  # ours has tokens in it
         server_header=False,

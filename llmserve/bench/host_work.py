@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..engine import AsyncEngine, EngineCore, SamplingParams
 from ..llm import LLM
 from .plan import CONTEXT, STEPS
 
+_Marks = list[tuple[float, float]]
+"""Moments, and the CPU seconds that the event loop's thread had used by then."""
 _SETTLING = 3  # steps before the first that counts
 
 
@@ -85,17 +87,24 @@ def measure(
         return llm._core
 
     params = SamplingParams(temperature=temperature, seed=0, max_tokens=answer, ignore_eos=True)
-    loop_seconds = asyncio.run(_read_all(core, batch, context, params))
+    loop_seconds = _run(_read_all(core, batch, context, params))
     return _summed(watch.calls, batch, loop_seconds)
 
 
-async def _read_all(
-    core: Callable[[], EngineCore], batch: int, context: int, params: SamplingParams
-) -> list[tuple[float, float]]:
-    """Reads all streams to their ends; returns (moment, CPU seconds of this thread) at each output of the first."""
+def _run(work: Coroutine[Any, Any, _Marks]) -> _Marks:
+    """In an event loop like the server's."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+async def _read_all(core: Callable[[], EngineCore], batch: int, context: int, params: SamplingParams) -> _Marks:
+    """Reads all streams to their ends; returns the marks at the beginning, and at each output of the first."""
     engine = AsyncEngine(core)
     await engine.start()
-    marks: list[tuple[float, float]] = []
+    marks: _Marks = [(time.perf_counter(), time.thread_time())]
 
     async def read(number: int) -> None:
         prompt = random.Random(f"{context} {number}").choices(range(10, 250), k=context)
@@ -110,7 +119,7 @@ async def _read_all(
     return marks
 
 
-def _summed(calls: list[tuple[float, float, int]], batch: int, marks: list[tuple[float, float]]) -> HostWork:
+def _summed(calls: list[tuple[float, float, int]], batch: int, marks: _Marks) -> HostWork:
     """From the steps in which every sequence decoded one token; the first few of them only warm up."""
     # A prompt's last rest may have as many tokens as the batch, so the run that counts is the last one.
     last = max(i for i, call in enumerate(calls) if call[2] == batch)
