@@ -66,14 +66,6 @@ class Session:
         self.notes["logits correlation"] = round(agreement(self.ours, worker, self.checkpoint), 3)
         return worker
 
-    @cached_property
-    def bandwidth(self) -> float | None:
-        """Bytes per second that as many threads read, measured once for the session; None if never undisturbed."""
-        job = Job("read", lambda: {"bytes_s": read_bandwidth(self.threads)}, ("self",))
-        found = self.measured("bandwidth", [[job]])["read"].get("bytes_s")
-        self.notes["read bandwidth, GB/s"] = None if found is None else round(found / 1e9, 1)
-        return found
-
     def worker(self, runtime: str, *, long: bool = False, **settings: object) -> Worker:
         """Started, and stopped outright until it is asked something."""
         words = options(**settings, threads=self.threads)
@@ -118,35 +110,38 @@ def agreement(ours: Worker, theirs: Worker, checkpoint: Path) -> float:
     return float(np.corrcoef(ours.ask(question), theirs.ask(question))[0, 1])
 
 
-def speed_rows(session: Session, labels: dict[str, str], part: str) -> tuple[list[Row], Figures, Figures]:
-    """Rows of tokens per second, by question; and the figures of both systems."""
-    found = session.measured(part, session.questions(labels))
+def speed_rows(session: Session, labels: dict[str, str], found: dict[str, Figures]) -> list[Row]:
+    """Rows of tokens per second, by question."""
     ours, theirs = found[OURS], best(found[name] for name in FLASH if name in found)
-    rows = [Row(label, ours.get(q), theirs.get(q) if session.peer else math.nan) for q, label in labels.items()]
-    return rows, ours, theirs
+    return [Row(label, ours.get(q), theirs.get(q) if session.peer else math.nan) for q, label in labels.items()]
 
 
 def decode(session: Session) -> list[Row]:
+    """A step at batch 1 reads every weight once: its rate is also given against the highest at which memory can bring
+    them. Memory may be twice as fast a minute later, so that is measured in turns with it."""
     labels = {f"decode {b}": f"decode tok/s, batch {b}{' in all' if b > 1 else ''}, context {CONTEXT}" for b in BATCHES}
-    rows, ours, theirs = speed_rows(session, labels, "decode")
-    shares = [_of_bandwidth(session, session.ours, ours.get("decode 1"))]
-    shares.append(_of_bandwidth(session, session.theirs, theirs.get("decode 1")) if session.peer else math.nan)
+    single, *others = session.questions(labels)
+    read = Job("read", lambda: {"bytes_s": read_bandwidth(session.threads)}, ("self",))
+    found = session.measured("decode", [[*single, read], *others])
+    bandwidth = found["read"].get("bytes_s")
+    session.notes["read bandwidth, GB/s"] = None if bandwidth is None else round(bandwidth / 1e9, 1)
+
+    def share(worker: Worker, rate: float | None) -> float | None:
+        return None if rate is None or bandwidth is None else rate * float(worker.ask("weights")) / bandwidth
+
+    rows = speed_rows(session, labels, found)
+    shares = [share(session.ours, rows[0].ours), share(session.theirs, rows[0].theirs) if session.peer else math.nan]
     return [rows[0], Row("  of read bandwidth ÷ weight bytes, batch 1", *shares), *rows[1:]]
 
 
-def _of_bandwidth(session: Session, worker: Worker, rate: float | None) -> float | None:
-    """A decode step reads every weight once: its rate against the highest at which memory can bring them."""
-    whole = session.bandwidth
-    return None if rate is None or whole is None else rate * float(worker.ask("weights")) / whole
-
-
 def context(session: Session) -> list[Row]:
-    question = f"decode 1 {LONG_CONTEXT}"
-    return speed_rows(session, {question: f"decode tok/s, batch 1, context {LONG_CONTEXT}"}, "context")[0]
+    labels = {f"decode 1 {LONG_CONTEXT}": f"decode tok/s, batch 1, context {LONG_CONTEXT}"}
+    return speed_rows(session, labels, session.measured("context", session.questions(labels)))
 
 
 def prefill(session: Session) -> list[Row]:
-    return speed_rows(session, {f"prefill {n}": f"prefill tok/s, {n} tokens" for n in PREFILL}, "prefill")[0]
+    labels = {f"prefill {n}": f"prefill tok/s, {n} tokens" for n in PREFILL}
+    return speed_rows(session, labels, session.measured("prefill", session.questions(labels)))
 
 
 def q3(session: Session) -> list[Row]:
