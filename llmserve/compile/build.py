@@ -271,11 +271,15 @@ class Build:
 
     @cached_property
     def _library_causes(self) -> dict[str, Any]:
+        """Nothing of one model alone: its sisters of the same shape share the library. Rotary tables are arguments."""
+        shape = {
+            key: value for key, value in vars(self.config).items() if key not in ("rope", "max_position_embeddings")
+        }
         return {
-            "model": self.label,
+            "model": f"{self.config.family}-{self.config.num_layers}x{self.config.hidden_size}",
             **self.scheme.stored,
             "platform": self.kernels.name,
-            "config": self.raw_config,
+            "config": {**shape, "window": list(self.config.window)},
             "target": dict(self.target),
             "limits": vars(self.limits),
             "tvm": tvm_version(),
