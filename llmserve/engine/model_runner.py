@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import backends
+from ..backends.replay import Replayed
 from ..compile.compiled import LIBRARY_FILE, CompiledModel, start_threads
 from ..weights.load import load_params
 from .choices import Choices, Chosen
@@ -44,9 +45,10 @@ class ModelRunner:
         library = str(model.library / LIBRARY_FILE)
         self._vm = VirtualMachine(tvm.runtime.load_module(library), device)
         self.num_threads = 1
+        self._next, self._step, self._hidden = self._vm["next"], self._vm["step"], self._vm["hidden"]
         if device == tvm.cpu():
             self.num_threads = start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
-        self._next, self._step, self._hidden = self._vm["next"], self._vm["step"], self._vm["hidden"]
+            self._next = Replayed(self._vm, "next", library)
         self._head, self._sample = self._vm["head"], self._vm["sample"]
         self._memory = memory or memory_of(device)
         arrays = load_params(model.params, resident=isinstance(self._memory, HostMemory))
