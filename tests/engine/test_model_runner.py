@@ -45,6 +45,14 @@ def test_memory_of_its_own_changes_nothing(llm: LLM, monkeypatch: pytest.MonkeyP
     assert llm.generate(PROMPTS, PARAMS) == shared
 
 
+def test_steps_that_are_replayed_choose_the_same_tokens(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor: Any = llm._core.executor
+    found = llm.generate(PROMPTS, PARAMS)
+    assert executor.runner._next._recordings
+    monkeypatch.setattr(executor.runner, "_next", executor.runner._vm["next"])
+    assert llm.generate(PROMPTS, PARAMS) == found
+
+
 def test_greedy_tokens_are_the_likeliest(llm: LLM) -> None:
     """What is chosen in the step's own call, against logits that come from another."""
     (result,) = llm.generate([PROMPTS[1]], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
