@@ -31,6 +31,9 @@ class ChatReply(ChunkReply):
     def opening(self, index: int) -> Choice:
         return _delta(index, {"role": "assistant", "content": ""})
 
+    def said(self, index: int, words: str) -> Choice:
+        return _delta(index, {"content": words})
+
     def pieces(self, event: Event) -> list[Choice]:
         deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
         if not deltas and event.finish_reason is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .errors import describe
@@ -14,6 +15,7 @@ from .state import Serving
 from .streaming import DONE, event
 
 Choice = dict[str, Any]
+_WORDS = "\0"  # stands for the words in a chunk that is made in advance
 
 
 class ChunkReply(Reply):
@@ -22,6 +24,7 @@ class ChunkReply(Reply):
     prefix: str  # of the id
     object: str
     chunk_object: str
+    is_plain = True  # `pieces` makes of an event's words what `said` does
 
     def __init__(self, serving: Serving, model: str | None, choices: int, include_usage: bool) -> None:
         """`choices` are the choices of all prompts together."""
@@ -29,6 +32,7 @@ class ChunkReply(Reply):
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._num_choices = choices
         self._include_usage = include_usage
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: what stands around its words in a chunk
         self._head = {
             "created": int(time.time()),
             "model": model or serving.model.id,
@@ -38,6 +42,10 @@ class ChunkReply(Reply):
     @abstractmethod
     def opening(self, index: int) -> Choice | None:
         """What begins a streamed choice, before any token."""
+
+    @abstractmethod
+    def said(self, index: int, words: str) -> Choice:
+        """A streamed choice's next words, with nothing beside them."""
 
     @abstractmethod
     def pieces(self, event: Event) -> list[Choice]:
@@ -55,20 +63,21 @@ class ChunkReply(Reply):
         choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
         return {"id": self.id, "object": self.object, **self._head, "choices": choices, "usage": usage.as_openai()}
 
-    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-        for index in range(self._num_choices):  # choice 0 first: the clients index by arrival
-            if (opening := self.opening(index)) is not None:
-                yield self._chunk(opening)
-        usage = None
-        async for news in events:
-            usage = news.usage
-            for piece in self.pieces(news):
-                yield self._chunk(piece)
-            if news.finish_reason is not None:
-                yield self._chunk(self.ending(news))
-        if self._include_usage and usage is not None:
-            yield self._chunk(usage=usage.as_openai())
-        yield DONE
+    def begin(self, usage: Usage) -> bytes:
+        openings = map(self.opening, range(self._num_choices))  # choice 0 first: the clients index by arrival
+        return b"".join(self._chunk(opening) for opening in openings if opening is not None)
+
+    def write(self, event: Event, usage: Usage) -> bytes:
+        if (words := event.words) is not None and self.is_plain:
+            before, after = self._frames.get(event.choice) or self._frame(event.choice)
+            return before + json.dumps(words).encode() + after
+        choices = self.pieces(event)
+        if event.finish_reason is not None:
+            choices.append(self.ending(event))
+        return b"".join(map(self._chunk, choices))
+
+    def end(self, usage: Usage) -> bytes:
+        return self._chunk(usage=usage.as_openai()) + DONE if self._include_usage else DONE
 
     def failure(self, error: Exception) -> bytes:
         status, body, _ = describe(error)
@@ -76,3 +85,9 @@ class ChunkReply(Reply):
 
     def _chunk(self, *choices: Choice, **more: Any) -> bytes:
         return event({"id": self.id, "object": self.chunk_object, **self._head, "choices": list(choices), **more})
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """Nearly all chunks of a choice differ in their words alone, so the rest is written once."""
+        before, _, after = self._chunk(self.said(index, _WORDS)).rpartition(json.dumps(_WORDS).encode())
+        self._frames[index] = before, after
+        return before, after

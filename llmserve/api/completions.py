@@ -48,10 +48,14 @@ class TextReply(ChunkReply):
         self._scores: dict[int, Sequence[TokenLogprob]] = {}  # by prompt
         self._logprobs = [TextLogprobs(serving.tokenizer, params) for _ in range(choices)]
         self._echoed: set[int] = set()
+        self.is_plain = not self._is_scored
 
     def opening(self, index: int) -> Choice | None:
         echo = self._prompts[index // self._n].echo
         return _choice(index, echo) if echo and not self._is_scored else None
+
+    def said(self, index: int, words: str) -> Choice:
+        return _choice(index, words)
 
     def pieces(self, event: Event) -> list[Choice]:
         pieces = []

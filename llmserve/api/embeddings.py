@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from ..engine import SamplingParams
 from ..errors import RequestError
-from .generation import updates
+from .generation import Updates, check_honest
 from .protocol import Prompts, one_or_many
 from .shapes import Embeddings
 from .state import Serving, ServingDep
@@ -62,11 +62,13 @@ async def _vectors(serving: Serving, prompts: list[list[int]], params: SamplingP
 async def _block(
     serving: Serving, prompts: list[list[int]], params: SamplingParams
 ) -> AsyncIterator[tuple[int, bytes]]:
-    async with aclosing(updates(serving, prompts, params)) as news:
-        async for update in news:
-            for delta in update.output.deltas if update is not None else ():
+    with closing(Updates(serving, prompts, params)) as updates:
+        while updates.open_prompts:
+            for prompt, output in await updates.next():
+                [delta] = output.deltas
+                check_honest(delta)
                 assert delta.vector is not None, "a prompt that is pooled ends with its vector"
-                yield update.prompt, delta.vector  # type: ignore[union-attr]
+                yield prompt, delta.vector
 
 
 def _body(vectors: list[bytes], body: EmbeddingRequest, model: str, tokens: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""From prompts to answers: the engine's news, told apart by a parser, as one stream of events for every endpoint.
+"""From prompts to answers: the engine's news, told apart by a parser, as one sequence of events for every endpoint.
 
-An endpoint is a `Reply`, which writes events down in its own shape: streamed event by event (`Reply.stream`), or folded
-into one body (`Reply.whole`). `respond` brings both together with disconnects, errors and usage, and is the one way
-from tokens to clients:
+An endpoint is a `Reply`, which writes events down in its own shape: streamed event by event, or folded into one body
+(`Reply.whole`). `respond` brings both together with disconnects, errors and usage, and is the one way from tokens to
+clients:
 
     class MyReply(Reply):
         def whole(self, answers, usage): ...   # answers[i].output: text, reasoning, calls; .finish_reason
-        async def stream(self, events): ...    # events with .choice, .parts, .finish_reason and .usage → SSE bytes
+        def write(self, event, usage): ...     # event.choice, .parts, .finish_reason → SSE bytes
         def failure(self, error): ...          # the SSE bytes of an error after the status has been sent
 
     return await respond(request, serving, MyReply(), [ids], params, stream=body.stream, parser=SomeParser)
@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import Request
@@ -28,7 +27,7 @@ from starlette.responses import Response
 
 from ..engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
 from ..errors import EngineError, LLMServeError
-from ..text.parsers.base import OutputParser, ParsedOutput, Part, ToolCallBegin, fold_parts
+from ..text.parsers.base import OutputParser, ParsedOutput, Part, Text, ToolCallBegin, fold_parts
 from ..text.tokenizer import Tokenizer
 from .state import Serving
 from .streaming import EventStream, Json, unless_gone
@@ -39,9 +38,9 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 ParserFactory = Callable[[], OutputParser]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
-    """Tokens of a request so far. Cached tokens are among the prompt's, reasoning tokens among the completion's."""
+    """Tokens of a request so far. Cached ones are among the prompt's, those of reasoning among the completion's."""
 
     prompt_tokens: int
     completion_tokens: int = 0
@@ -59,18 +58,17 @@ class Usage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """News of one choice. Choices are counted over all prompts: prompt × n + choice.
 
     An event without parts, logprobs and reason is a sign of life (`is_silent`), and otherwise left out. A choice's
-    last event has its finish reason, and perhaps its last parts. `usage` is of the whole request up to now. Where a
-    prompt is scored, its choice 0 brings the `prompt_logprobs` with its first event, before any other choice's.
+    last event has its finish reason, and perhaps its last parts. Where a prompt is scored, its choice 0 brings the
+    `prompt_logprobs` with its first event, before any other choice's.
     """
 
     choice: int
-    usage: Usage
-    parts: tuple[Part, ...] = ()
+    parts: Sequence[Part] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
@@ -79,6 +77,14 @@ class Event:
     @property
     def is_silent(self) -> bool:
         return not self.parts and not self.logprobs and self.prompt_logprobs is None and self.finish_reason is None
+
+    @property
+    def words(self) -> str | None:
+        """The text of an event that has nothing beside it, as most have; None for any other."""
+        if len(self.parts) != 1 or self.finish_reason is not None or self.logprobs is not None:
+            return None
+        part = self.parts[0]
+        return part.text if isinstance(part, Text) and self.prompt_logprobs is None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +109,17 @@ class Reply(ABC):
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         """The body of an answer that is not streamed, from its choices in order."""
 
+    def begin(self, usage: Usage) -> bytes:
+        """The server-sent events that stand before those of the first event."""
+        return b""
+
     @abstractmethod
-    def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-        """The server-sent events of an answer, complete with whatever ends it well."""
+    def write(self, event: Event, usage: Usage) -> bytes:
+        """An event as server-sent events, if it comes to any. `usage` is of the whole request up to now."""
+
+    def end(self, usage: Usage) -> bytes:
+        """What ends a stream well."""
+        return b""
 
     @abstractmethod
     def failure(self, error: Exception) -> bytes:
@@ -126,96 +140,39 @@ async def respond(
 
     Errors that come before the first token, or before the first sign of life is due, are raised, so they have a status.
     """
-    news = generate(serving, prompts, params, parser)
-    if not stream:
-        return Json(await unless_gone(request.receive, _whole(news, reply)))
-    first = await unless_gone(request.receive, anext(news))
-    return EventStream(_guarded(reply, _resumed(first, news)), close=news.aclose)
+    with ExitStack() as left:
+        generation = Generation(serving, prompts, params, parser)
+        left.callback(generation.close)
+        if not stream:
+            return Json(reply.whole(*await unless_gone(request.receive, _fold(generation))))
+        first = await unless_gone(request.receive, generation.next())
+        return EventStream(_written(reply, generation, first), close=left.pop_all().close)
 
 
-async def generate(
-    serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
-) -> AsyncGenerator[Event, None]:
-    """The events of all prompts as they come, with a silent one when there has been none for a while.
-
-    Closing it aborts what is left. Raises the first error of any prompt.
-    """
-    choices = [_Choice(parser, serving.tokenizer, params) for _ in range(len(prompts) * params.n)]
-    usage = Usage(sum(map(len, prompts)))
-    cached = [0] * len(prompts)
-    said = time.monotonic()
-    async with aclosing(updates(serving, prompts, params)) as news:
-        async for update in news:
-            if update is None:
-                yield Event(next(i for i, c in enumerate(choices) if not c.finished), usage)
-                said = time.monotonic()
-                continue
-            newly_cached = update.output.num_cached_tokens - cached[update.prompt]
-            cached[update.prompt] += newly_cached
-            usage = replace(usage, cached_tokens=usage.cached_tokens + newly_cached)
-            for delta in update.output.deltas:
-                index = update.prompt * params.n + delta.index
-                parts, finish_reason = choices[index].take(delta)
-                usage = replace(
-                    usage,
-                    completion_tokens=usage.completion_tokens + len(delta.token_ids),
-                    reasoning_tokens=usage.reasoning_tokens + choices[index].count_reasoning(delta.token_ids),
-                )
-                event = Event(
-                    index, usage, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs
-                )
-                if not event.is_silent or time.monotonic() - said >= serving.config.keep_alive_seconds:
-                    yield event
-                    said = time.monotonic()
+async def _written(reply: Reply, generation: Generation, events: Sequence[Event]) -> AsyncIterator[bytes]:
+    """The stream of an answer; `events` are its first. What comes at once is written at once."""
+    usage = generation.usage
+    try:
+        data = [reply.begin(usage)]
+        while events:
+            data += [reply.write(event, usage) for event in events]
+            yield b"".join(data)
+            data.clear()
+            events = await generation.next()
+        yield reply.end(usage)
+    except Exception as error:  # the status has been sent; what is left is to say it in the stream
+        if not isinstance(error, LLMServeError):
+            logger.exception("a stream failed")
+        yield reply.failure(error)
 
 
-class _Choice:
-    """One choice's parser, and what is counted of it."""
-
-    def __init__(self, parser: ParserFactory, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self.finished = False
-        self._parser = parser()
-        self._called = False
-        # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
-        self._counter = parser() if self._parser.may_reason else None
-        self._words = (
-            tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
-            if self._counter
-            else None
-        )
-
-    def take(self, delta: ChoiceDelta) -> tuple[tuple[Part, ...], FinishReason | None]:
-        parts = self._parser.feed(delta.text) if delta.text else []
-        self.finished = delta.finish_reason is not None
-        if self.finished:
-            parts = [*parts, *self._parser.finish()]
-        self._called = self._called or any(isinstance(part, ToolCallBegin) for part in parts)
-        if delta.finish_reason == "length":
-            return tuple(parts), "length"  # also of calls: the last one's arguments may be incomplete
-        return tuple(parts), ("tool_calls" if self._called else "stop") if self.finished else None
-
-    def count_reasoning(self, token_ids: Sequence[int]) -> int:
-        """How many of the next tokens are reasoning."""
-        count, counter, words = 0, self._counter, self._words
-        if counter is None or words is None:
-            return 0
-        for token_id in token_ids:
-            if not counter.may_reason:
-                break
-            before = counter.is_reasoning
-            counter.feed(words.step(token_id))
-            count += before or counter.is_reasoning
-        return count
-
-
-async def fold_events(events: AsyncIterator[Event]) -> tuple[list[Answer], Usage]:
+async def _fold(generation: Generation) -> tuple[list[Answer], Usage]:
     """The choices of an answer in order, and what it took: the stream, folded."""
     by_choice: dict[int, list[Event]] = {}
-    usage = Usage(0)
-    async for event in events:
-        usage = event.usage
-        by_choice.setdefault(event.choice, []).append(event)
-    return [_answer(by_choice[index]) for index in sorted(by_choice)], usage
+    while events := await generation.next():
+        for event in events:
+            by_choice.setdefault(event.choice, []).append(event)
+    return [_answer(by_choice[index]) for index in sorted(by_choice)], generation.usage
 
 
 def _answer(events: list[Event]) -> Answer:
@@ -233,82 +190,134 @@ def _answer(events: list[Event]) -> Answer:
     )
 
 
-async def _whole(news: AsyncGenerator[Event, None], reply: Reply) -> dict[str, Any]:
-    async with aclosing(news):
-        return reply.whole(*await fold_events(news))
+class Updates:
+    """The engine's news of a request's prompts, timed. To be closed, which aborts what is left.
 
-
-async def _resumed(first: Event, news: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    yield first
-    async for event in news:
-        yield event
-
-
-async def _guarded(reply: Reply, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-    try:
-        async for data in reply.stream(events):
-            yield data
-    except Exception as error:  # the status has been sent; what is left is to say it in the stream
-        if not isinstance(error, LLMServeError):
-            logger.exception("a stream failed")
-        yield reply.failure(error)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The engine's news of one of a request's prompts."""
-
-    prompt: int
-    output: RequestOutput
-
-
-async def updates(
-    serving: Serving, prompts: list[list[int]], params: SamplingParams
-) -> AsyncGenerator[Update | None, None]:
-    """The engine's news of all prompts as it comes; None when there has been none for a while.
-
-    Closing it aborts what is left. Raises the first error of any prompt.
+    Attributes:
+        params: those of the request, within the server's limits.
+        open_prompts: how many have not ended.
     """
-    params = serving.limited(prompts, params)
-    # As short as may be: a slow reader's outputs are joined in the engine, not heaped up here.
-    queue: asyncio.Queue[Update | Exception] = asyncio.Queue(maxsize=len(prompts))
 
-    async def pump(prompt: int) -> None:
-        try:
-            stopwatch = serving.metrics.stopwatch(prompts[prompt], params)
-            async with aclosing(serving.engine.generate(prompts[prompt], params)) as outputs:
-                async for output in outputs:
-                    stopwatch.tick(output)
-                    await queue.put(Update(prompt, output))
-        except Exception as error:
-            await queue.put(error)
+    def __init__(self, serving: Serving, prompts: list[list[int]], params: SamplingParams) -> None:
+        self.params = serving.limited(prompts, params)
+        self.open_prompts = len(prompts)
+        self._stopwatches = [serving.metrics.stopwatch(prompt, self.params) for prompt in prompts]
+        self._reader = serving.engine.open(prompts, self.params)
+        self.close = self._reader.close
 
-    pumps = [asyncio.create_task(pump(i)) for i in range(len(prompts))]
-    getting = asyncio.create_task(queue.get())
-    try:
-        open_prompts = len(prompts)
-        while open_prompts:
-            await asyncio.wait({getting}, timeout=serving.config.keep_alive_seconds)
-            if not getting.done():
-                yield None
-                continue
-            item = getting.result()
-            getting = asyncio.create_task(queue.get())
-            if isinstance(item, Exception):
-                raise item
-            _check_honest(item.output)
-            open_prompts -= item.output.finished
-            yield item
-    finally:
-        for task in (*pumps, getting):
-            task.cancel()
-        await asyncio.gather(*pumps, getting, return_exceptions=True)
+    async def next(self, deadline: float | None = None) -> list[tuple[int, RequestOutput]]:
+        """What is new, and of which prompt; nothing, when nothing has come by `deadline`, in the loop's seconds.
+
+        Raises the first error of any prompt.
+        """
+        news = await self._reader.get(deadline)
+        for prompt, output in news:
+            self._stopwatches[prompt].tick(output)
+            if output.finished:
+                self.open_prompts -= 1
+        return news
 
 
-def _check_honest(output: RequestOutput) -> None:
-    """A choice that neither stopped nor ran out of tokens is an error to a client, not an answer."""
-    for delta in output.deltas:
-        if delta.finish_reason == "abort":
-            raise EngineError("The request was aborted because the server is shutting down.")
-        if delta.finish_reason == "error":
-            raise LLMServeError(delta.error or "The model failed on this request.")
+class Generation:
+    """The answers to a request's prompts, as events. To be closed, which aborts what is left.
+
+    Attributes:
+        usage: up to the last events taken.
+    """
+
+    def __init__(
+        self, serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
+    ) -> None:
+        self.usage = Usage(sum(map(len, prompts)))
+        self._updates = Updates(serving, prompts, params)
+        self.close = self._updates.close
+        self._n = params.n
+        self._choices = [
+            _Choice(parser, serving.tokenizer, self._updates.params) for _ in range(len(prompts) * self._n)
+        ]
+        self._cached = [0] * len(prompts)
+        self._clock = asyncio.get_running_loop().time
+        self._patience = serving.config.keep_alive_seconds
+        self._deadline = self._clock() + self._patience
+
+    async def next(self) -> list[Event]:
+        """The next events, or a silent one when there has been none for a while; none after the last.
+
+        Raises the first error of any prompt.
+        """
+        updates = self._updates
+        while updates.open_prompts:
+            news = await updates.next(self._deadline)
+            events = [event for prompt, output in news for event in self._events(prompt, output)]
+            now = self._clock()
+            if not events and now >= self._deadline:
+                events = [Event(next(i for i, choice in enumerate(self._choices) if not choice.finished))]
+            if events:
+                self._deadline = now + self._patience
+                return events
+        return []
+
+    def _events(self, prompt: int, output: RequestOutput) -> Iterator[Event]:
+        usage = self.usage
+        usage.cached_tokens += output.num_cached_tokens - self._cached[prompt]
+        self._cached[prompt] = output.num_cached_tokens
+        for delta in output.deltas:
+            index = prompt * self._n + delta.index
+            choice = self._choices[index]
+            parts, finish_reason = choice.take(delta)
+            usage.completion_tokens += len(delta.token_ids)
+            usage.reasoning_tokens += choice.count_reasoning(delta.token_ids)
+            event = Event(index, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs)
+            if not event.is_silent:
+                yield event
+
+
+class _Choice:
+    """One choice's parser, and what is counted of it."""
+
+    def __init__(self, parser: ParserFactory, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self.finished = False
+        self._parser = parser()
+        self._called = False
+        # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
+        self._counter = parser() if self._parser.may_reason else None
+        self._words = (
+            tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+            if self._counter
+            else None
+        )
+
+    def take(self, delta: ChoiceDelta) -> tuple[Sequence[Part], FinishReason | None]:
+        """What is new of it, and why it ended, if it did. Raises as `check_honest` does."""
+        parts = self._parser.feed(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            check_honest(delta)
+            self.finished = True
+            parts = [*parts, *self._parser.finish()]
+        for part in parts:
+            self._called |= isinstance(part, ToolCallBegin)
+        if not self.finished:
+            return parts, None
+        # If out of tokens, also of calls: the last one's arguments may be incomplete.
+        return parts, "length" if delta.finish_reason == "length" else "tool_calls" if self._called else "stop"
+
+    def count_reasoning(self, token_ids: Sequence[int]) -> int:
+        """How many of the next tokens are reasoning."""
+        count, counter, words = 0, self._counter, self._words
+        if counter is None or words is None:
+            return 0
+        for token_id in token_ids:
+            if not counter.may_reason:
+                break
+            before = counter.is_reasoning
+            counter.feed(words.step(token_id))
+            count += before or counter.is_reasoning
+        return count
+
+
+def check_honest(delta: ChoiceDelta) -> None:
+    """A choice that neither stopped nor ran out of tokens is an error to a client, not an answer. Raises it."""
+    if delta.finish_reason == "abort":
+        raise EngineError("The request was aborted because the server is shutting down.")
+    if delta.finish_reason == "error":
+        raise LLMServeError(delta.error or "The model failed on this request.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -38,30 +38,28 @@ class MessageReply(Reply):
     """A message of blocks. Streamed, each block has its beginning, its deltas and its end, one after another."""
 
     def __init__(self, model: str, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
+        self._max_tokens, self._blocks = max_tokens, _Blocks()
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         [its] = answers
         return {**self._head, "content": _folded(its.parts), **self._end(its, usage), "usage": _usage(usage)}
 
-    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-        blocks = _Blocks()
-        begun = False
-        async for event in events:
-            if not begun:
-                begun = True
-                empty: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
-                yield _event("message_start", message={**empty, "usage": _usage(event.usage)})
-            if event.is_silent:
-                yield _event("ping")
-            for item in blocks.take(event.parts):
-                yield _event(**item)
-            if event.finish_reason is not None:
-                for item in blocks.close():
-                    yield _event(**item)
-                yield _event("message_delta", delta=self._end(event, event.usage), usage=_usage(event.usage))
-        yield _event("message_stop")
+    def begin(self, usage: Usage) -> bytes:
+        empty: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
+        return _event("message_start", message={**empty, "usage": _usage(usage)})
+
+    def write(self, event: Event, usage: Usage) -> bytes:
+        if event.is_silent:
+            return _event("ping")
+        items = [*self._blocks.take(event.parts)]
+        if event.finish_reason is not None:
+            items += self._blocks.close()
+            items.append({"type": "message_delta", "delta": self._end(event, usage), "usage": _usage(usage)})
+        return b"".join(_event(**item) for item in items)
+
+    def end(self, usage: Usage) -> bytes:
+        return _event("message_stop")
 
     def failure(self, error: Exception) -> bytes:
         return _event(**anthropic_error(error)[1])

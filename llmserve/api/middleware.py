@@ -12,6 +12,7 @@ import secrets
 import sys
 import uuid
 from collections.abc import Callable, Collection
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -55,17 +56,17 @@ class Recorded:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = record.id
-            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-            try:
-                await within(self._write_seconds, send, message)
-            except OSError:
-                record.left = True
-                raise
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            await sender.send(message)
 
+        sender = Sender(send, self._write_seconds)
         token = current.set(record)
         try:
             await self._app(scope, noting_receive, noting_send)
         finally:
+            sender.close()
+            record.left |= sender.failed
             route = scope.get("route")
             record.route = getattr(route, "path", None)
             record.ends()
@@ -73,28 +74,54 @@ class Recorded:
             current.reset(token)
 
 
-async def within(seconds: float, send: Send, message: Message) -> None:
-    """Send, or raise OSError when the client has not read enough for it in time. As cheap as it can be."""
-    task = asyncio.current_task()
-    assert task is not None
-    late = False
+class Sender:
+    """Sends an answer, and gives up on a client that reads nothing for a while. To be closed.
 
-    def give_up() -> None:
-        nonlocal late
-        late = True
-        task.cancel()
+    Nearly all messages are sent at once, so one timer watches over all of them, set anew only when it has gone off.
 
-    timer = asyncio.get_running_loop().call_later(seconds, give_up)
-    try:
-        await send(message)
-    except asyncio.CancelledError:
-        if not late:
+    Attributes:
+        failed: the client has gone or was given up.
+    """
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self.failed = False
+        self._send, self._seconds = send, seconds
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None  # which is sending
+        self._since = self._loop.time()
+        self._late = False
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    async def send(self, message: Message) -> None:
+        """Send, or raise OSError when the client has not read enough for it in time."""
+        self._task, self._since = asyncio.current_task(), self._loop.time()
+        try:
+            await self._send(message)
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            self.failed = True
+            if sys.version_info >= (3, 11):
+                self._task.uncancel()
+            raise OSError(f"the client has read nothing for {self._seconds:g} seconds") from None
+        except OSError:
+            self.failed = True
             raise
-        if sys.version_info >= (3, 11):
-            task.uncancel()
-        raise OSError(f"the client has read nothing for {seconds:g} seconds") from None
-    finally:
-        timer.cancel()
+        finally:
+            self._task = None
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        due = self._since + self._seconds
+        if self._task is None:
+            due = self._loop.time() + self._seconds
+        elif self._loop.time() >= due:
+            self._late = True
+            self._task.cancel()
+            return
+        self._timer = self._loop.call_at(due, self._look)
 
 
 def _record(scope: Scope, headers: Headers) -> Record:

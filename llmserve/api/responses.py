@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -46,6 +46,7 @@ class ResponseReply(Reply):
         self._items = Items(summarize=(body.reasoning or {}).get("summary") is not None)
         self._head = _head(serving, body)
         self._number = 0
+        self._pending: list[dict[str, Any]] = []  # log-probabilities of tokens that have shown nothing yet
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         [its] = answers
@@ -55,22 +56,22 @@ class ResponseReply(Reply):
             pass
         return self._ended(its.finish_reason, usage)
 
-    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-        yield self._lifecycle("created", self._snapshot("in_progress"))
-        yield self._lifecycle("in_progress", self._snapshot("in_progress"))
-        pending: list[dict[str, Any]] = []  # of tokens that have shown nothing yet
-        async for event in events:
-            pending += self._logprobs(event)
-            if event.is_silent:
-                yield self._lifecycle("in_progress", self._snapshot("in_progress"))
-            for item in self._items.take(event.parts, pending):
-                yield self._event(item)
-            if event.parts:
-                pending = []
-            if event.finish_reason is not None:
-                for item in self._items.close(_status(event.finish_reason)):
-                    yield self._event(item)
-                yield self._lifecycle(_status(event.finish_reason), self._ended(event.finish_reason, event.usage))
+    def begin(self, usage: Usage) -> bytes:
+        started = self._snapshot("in_progress")
+        return self._lifecycle("created", started) + self._lifecycle("in_progress", started)
+
+    def write(self, event: Event, usage: Usage) -> bytes:
+        if event.is_silent:
+            return self._lifecycle("in_progress", self._snapshot("in_progress"))
+        self._pending += self._logprobs(event)
+        items = [*self._items.take(event.parts, self._pending)]
+        if event.parts:
+            self._pending = []
+        if event.finish_reason is None:
+            return b"".join(map(self._event, items))
+        items += self._items.close(_status(event.finish_reason))
+        ended = self._ended(event.finish_reason, usage)
+        return b"".join(map(self._event, items)) + self._lifecycle(_status(event.finish_reason), ended)
 
     def failure(self, error: Exception) -> bytes:
         status, body, _ = describe(error)

@@ -37,7 +37,10 @@ def named_event(name: str, data: Mapping[str, Any]) -> bytes:
 
 
 def _dump(data: object) -> bytes:
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+    return _encode(data).encode()
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # which json.dumps would make anew each time
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
@@ -65,8 +68,8 @@ async def _left(receive: Receive) -> None:
 class EventStream(StreamingResponse):
     """A stream of events that ends, and releases what feeds it, as soon as its client goes away."""
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
-        """`close` is awaited however the stream ends, also when it never began."""
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        """`close` is called however the stream ends, also when it never began."""
         # The last header keeps nginx from collecting the events.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
@@ -78,4 +81,4 @@ class EventStream(StreamingResponse):
         except (ClientGoneError, OSError):
             pass  # a server may also say so by failing to send
         finally:
-            await self._close()
+            self._close()

@@ -12,19 +12,19 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import EngineError, LLMServeError, RequestError
 from .core import EngineCore, EngineStats
 from .grammar_spec import CompiledGrammar, Compiler, Grammar
-from .output import RequestOutput, fold
+from .output import RequestOutput
+from .reader import Reader
 from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 COMPILE_SECONDS = 10.0  # that a request waits for its grammar
-_MAX_UNREAD = 64  # outputs kept apart for a slow reader before they are folded into one
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +43,6 @@ class _Abort:
 _News = tuple[str, "RequestOutput | LLMServeError"]
 
 
-class _Stream:
-    """What the engine has said to one reader and the reader has not taken yet. Lives on the event loop."""
-
-    def __init__(self) -> None:
-        self._unread: list[RequestOutput] = []
-        self._error: LLMServeError | None = None
-        self._news = asyncio.Event()
-        self._left = False
-
-    def leave(self) -> None:
-        """The reader has gone: keep nothing more for it."""
-        self._left = True
-        self._unread.clear()
-
-    def put(self, item: RequestOutput | LLMServeError) -> None:
-        if self._left:
-            return
-        if isinstance(item, RequestOutput):
-            self._unread.append(item)
-            if len(self._unread) > _MAX_UNREAD:
-                self._unread = [fold(self._unread)]
-        else:
-            self._error = item
-        self._news.set()
-
-    async def get(self) -> RequestOutput:
-        await self._news.wait()
-        if self._unread:
-            outputs, self._unread = self._unread, []
-            if self._error is None:
-                self._news.clear()
-            return fold(outputs)
-        assert self._error is not None
-        raise self._error
-
-
 class AsyncEngine:
     """Serves `generate` calls of one event loop, the one that `start` is awaited in."""
 
@@ -91,7 +55,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exited: asyncio.Future[None] | None = None
         self._thread: threading.Thread | None = None
-        self._streams: dict[str, _Stream] = {}  # those that the engine still owes something
+        self._streams: dict[str, tuple[Reader, int]] = {}  # the requests that have not ended; whose, and which of its
         self._wakeup = threading.Condition()
         self._inbox: list[_Add | _Abort] = []
         self._stop_at: float | None = None
@@ -130,28 +94,35 @@ class AsyncEngine:
         is not there or goes away. Closing or cancelling the generator aborts the request. A reader slower than the
         engine gets several steps' deltas joined.
         """
-        request_id = request_id or uuid.uuid4().hex
-        self._check_open()
-        grammar = None if params.grammar is None else await self._compiled(params.grammar)
-        self._check_open()  # it may have gone meanwhile
-        if request_id in self._streams:
-            raise RequestError(f"A request with the id {request_id!r} is being served already.")
-        stream = self._streams[request_id] = _Stream()
+        reader = self.open([prompt_ids], params, None if request_id is None else [request_id])
         try:
-            self._submit(_Add(request_id, prompt_ids, params, grammar))
             finished = False
             while not finished:
-                output = await stream.get()
-                finished = output.finished
-                yield output
+                for _, output in await reader.get():
+                    finished = output.finished
+                    yield output
         finally:
-            if self._streams.get(request_id) is stream:  # it stays there, and its id taken, until the engine is done
-                stream.leave()
-                self._submit(_Abort(request_id))
+            reader.close()
+
+    def open(
+        self, prompts: Sequence[Collection[int]], params: SamplingParams, request_ids: list[str] | None = None
+    ) -> Reader:
+        """Make a request of each prompt, and read the outputs of all of them; each ends with a finished one.
+
+        Raises EngineError if the engine is not there, and RequestError if an id is in use. That a request cannot be
+        served, or that the engine has gone away, is raised where its outputs are read.
+        """
+        self._check_open()
+        reader = Reader(request_ids or [uuid.uuid4().hex for _ in prompts], self._leave)
+        if params.grammar is None:
+            self._add(reader, prompts, params, None)
+        else:
+            reader.opening = asyncio.create_task(self._add_bound(reader, prompts, params, params.grammar))
+        return reader
 
     def abort(self, request_id: str) -> None:
         """End a request within a step; its stream ends with the finish reason "abort". Unknown ids are ignored."""
-        self._submit(_Abort(request_id))
+        self._submit([_Abort(request_id)])
 
     def stats(self) -> EngineStats:
         """Numbers read while the engine runs: each is right, together they may be a step apart."""
@@ -185,6 +156,33 @@ class AsyncEngine:
 
     # On the event loop
 
+    def _add(
+        self,
+        reader: Reader,
+        prompts: Sequence[Collection[int]],
+        params: SamplingParams,
+        grammar: CompiledGrammar | None,
+    ) -> None:
+        for request_id in reader.request_ids:
+            if request_id in self._streams:
+                raise RequestError(f"A request with the id {request_id!r} is being served already.")
+        self._streams |= {request_id: (reader, i) for i, request_id in enumerate(reader.request_ids)}
+        self._submit([_Add(*its, params, grammar) for its in zip(reader.request_ids, prompts, strict=True)])
+
+    async def _add_bound(
+        self, reader: Reader, prompts: Sequence[Collection[int]], params: SamplingParams, grammar: Grammar
+    ) -> None:
+        try:
+            compiled = await self._compiled(grammar)
+            self._check_open()  # it may have gone meanwhile
+            self._add(reader, prompts, params, compiled)
+        except Exception as error:
+            reader.put(0, error)
+
+    def _leave(self, reader: Reader) -> None:
+        # They stay there, and their ids taken, until the engine is done.
+        self._submit([_Abort(i) for i in reader.request_ids if self._streams.get(i, (None,))[0] is reader])
+
     async def _compiled(self, grammar: Grammar) -> CompiledGrammar | None:
         if self._grammars is None:
             return None  # the core will say what that means
@@ -208,14 +206,15 @@ class AsyncEngine:
         if self._core is None:
             raise EngineError("The engine has not been started.")
 
-    def _submit(self, job: _Add | _Abort) -> None:
+    def _submit(self, jobs: Sequence[_Add | _Abort]) -> None:
         with self._wakeup:
-            self._inbox.append(job)
+            self._inbox += jobs
             self._wakeup.notify()
 
     def _deliver(self, news: list[_News]) -> None:
         for request_id, item in news:
-            self._streams[request_id].put(item)
+            reader, request = self._streams[request_id]
+            reader.put(request, item)
             if not isinstance(item, RequestOutput) or item.finished:
                 del self._streams[request_id]
 

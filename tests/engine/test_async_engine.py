@@ -13,8 +13,8 @@ import pytest
 
 from llmserve.engine import AsyncEngine, EngineCore, Grammar, RequestOutput, SamplingParams, fold
 from llmserve.engine import async_engine as module
-from llmserve.engine.async_engine import _MAX_UNREAD
 from llmserve.engine.grammar_spec import CompiledGrammar, Compiler
+from llmserve.engine.reader import MAX_UNREAD
 from llmserve.errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from tests.fakes import FakeExecutor, FakeGrammar, make_core, run_alone
 
@@ -258,11 +258,11 @@ def test_a_slow_reader_gets_joined_deltas_and_bounded_memory() -> None:
         outputs, most = [], 0
         stream = engine.generate([1, 2], long(max_tokens=200), "slow")
         outputs.append(await anext(stream))
-        held = engine._streams["slow"]
+        held, _ = engine._streams["slow"]
         while not idle(engine):
             await asyncio.sleep(0.002)
             most = max(most, len(held._unread))
-        assert most <= _MAX_UNREAD
+        assert most <= MAX_UNREAD
         outputs += [o async for o in stream]
         assert len(outputs) <= 3
         alone = run_alone([1, 2], long(max_tokens=200), max_model_len=256, vocab_size=64, eos_token_ids=frozenset())

@@ -1,0 +1,105 @@
+"""What the engine has said to one reader and the reader has not taken yet. Lives on the event loop, as its reader does.
+
+It is the one stop of a token between the engine's thread and the task that writes it out: no queue, no task and no lock
+of its own, and one timer for all the waiting, set anew only when it has gone off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .output import RequestOutput, fold
+
+MAX_UNREAD = 64  # outputs of a request, kept apart for a slow reader before they are folded into one
+
+News = list[tuple[int, RequestOutput]]  # which request, by its place, and what is said of it
+
+
+class Reader:
+    """Takes the outputs of one or several requests in the order they come; a slow one gets a request's joined.
+
+    To be closed, which aborts the requests that have not ended.
+
+    Attributes:
+        opening: what makes the requests, where that takes time.
+    """
+
+    def __init__(self, request_ids: list[str], leave: Callable[[Reader], None]) -> None:
+        """`leave` is called when the reader is closed."""
+        self.request_ids = request_ids
+        self.opening: asyncio.Task[None] | None = None
+        self._leave = leave
+        self._loop = asyncio.get_running_loop()
+        self._unread: News = []
+        self._error: Exception | None = None
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+
+    async def get(self, deadline: float | None = None) -> News:
+        """What is new, at least one output; or nothing, when nothing has come by `deadline`, in the loop's seconds.
+
+        Deadlines of one reader never go back. Raises the first error of any request, after what came before it.
+        """
+        if not self._unread and self._error is None:
+            await self._wait(deadline)
+        if self._unread:
+            news, self._unread = self._unread, []
+            return news if len(news) == 1 else _joined(news)
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def put(self, request: int, item: RequestOutput | Exception) -> None:
+        """Keep what has come for the reader, and wake it."""
+        if self._closed:
+            return
+        if isinstance(item, RequestOutput):
+            self._unread.append((request, item))
+            if len(self._unread) > MAX_UNREAD * len(self.request_ids):
+                self._unread = _joined(self._unread)
+        elif self._error is None:
+            self._error = item
+        self._wake()
+
+    def close(self) -> None:
+        """Keep nothing more, and have what is left of the requests aborted."""
+        if not self._closed:
+            self._closed = True
+            self._unread.clear()
+            if self.opening is not None:
+                self.opening.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._leave(self)
+
+    def _wait(self, deadline: float | None) -> asyncio.Future[None]:
+        self._waiter = self._loop.create_future()
+        if deadline is not None:
+            self._deadline = deadline
+            if self._timer is None:
+                self._timer = self._loop.call_at(deadline, self._is_late)
+        return self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():  # it is, if its task was cancelled
+            self._waiter.set_result(None)
+        self._waiter = None
+
+    def _is_late(self) -> None:
+        """Wake the reader, or sleep on: the deadline has moved whenever something had come."""
+        if self._waiter is None or self._loop.time() >= self._deadline:
+            self._timer = None
+            self._wake()
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._is_late)
+
+
+def _joined(news: News) -> News:
+    """One output for each request, in the order of first news."""
+    by_request: dict[int, list[RequestOutput]] = {}
+    for request, output in news:
+        by_request.setdefault(request, []).append(output)
+    return [(request, fold(outputs)) for request, outputs in by_request.items()]
