@@ -177,7 +177,7 @@ class AsyncEngine:
             self._check_open()  # it may have gone meanwhile
             self._add(reader, prompts, params, compiled)
         except Exception as error:
-            reader.put(0, error)
+            asyncio.get_running_loop().call_soon(reader.put, 0, error)
 
     def _leave(self, reader: Reader) -> None:
         # They stay there, and their ids taken, until the engine is done.
@@ -214,9 +214,9 @@ class AsyncEngine:
     def _deliver(self, news: list[_News]) -> None:
         for request_id, item in news:
             reader, request = self._streams[request_id]
-            reader.put(request, item)
             if not isinstance(item, RequestOutput) or item.finished:
                 del self._streams[request_id]
+            reader.put(request, item)
 
     def _bury(self, reason: str) -> None:
         self._dead_reason = reason

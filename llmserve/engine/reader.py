@@ -1,13 +1,15 @@
 """What the engine has said to one reader and the reader has not taken yet. Lives on the event loop, as its reader does.
 
 It is the one stop of a token between the engine's thread and the task that writes it out: no queue, no task and no lock
-of its own, and one timer for all the waiting, set anew only when it has gone off.
+of its own, one timer for all the waiting, set anew only when it has gone off, and a bell that wakes the task at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextvars import Context
+from typing import Any
 
 from .output import RequestOutput, fold
 
@@ -34,7 +36,7 @@ class Reader:
         self._unread: News = []
         self._error: Exception | None = None
         self._closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._bell = _Bell(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
 
@@ -44,7 +46,11 @@ class Reader:
         Deadlines of one reader never go back. Raises the first error of any request, after what came before it.
         """
         if not self._unread and self._error is None:
-            await self._wait(deadline)
+            if deadline is not None:
+                self._deadline = deadline
+                if self._timer is None:
+                    self._timer = self._loop.call_at(deadline, self._is_late)
+            await self._bell
         if self._unread:
             news, self._unread = self._unread, []
             return news if len(news) == 1 else _joined(news)
@@ -53,7 +59,7 @@ class Reader:
         return []
 
     def put(self, request: int, item: RequestOutput | Exception) -> None:
-        """Keep what has come for the reader, and wake it."""
+        """Keep what has come for the reader, and wake it: its task runs before this returns. Not for tasks to call."""
         if self._closed:
             return
         if isinstance(item, RequestOutput):
@@ -62,7 +68,7 @@ class Reader:
                 self._unread = _joined(self._unread)
         elif self._error is None:
             self._error = item
-        self._wake()
+        self._bell.ring()
 
     def close(self) -> None:
         """Keep nothing more, and have what is left of the requests aborted."""
@@ -75,26 +81,58 @@ class Reader:
                 self._timer.cancel()
             self._leave(self)
 
-    def _wait(self, deadline: float | None) -> asyncio.Future[None]:
-        self._waiter = self._loop.create_future()
-        if deadline is not None:
-            self._deadline = deadline
-            if self._timer is None:
-                self._timer = self._loop.call_at(deadline, self._is_late)
-        return self._waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():  # it is, if its task was cancelled
-            self._waiter.set_result(None)
-        self._waiter = None
-
     def _is_late(self) -> None:
         """Wake the reader, or sleep on: the deadline has moved whenever something had come."""
-        if self._waiter is None or self._loop.time() >= self._deadline:
-            self._timer = None
-            self._wake()
-        else:
+        if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._is_late)
+        else:
+            self._timer = None
+            self._bell.ring()
+
+
+class _Bell:
+    """Wakes the one task that awaits it.
+
+    To the task it is a future, as `asyncio.isfuture` tells them. Asyncio's own, when they are done, have the loop queue
+    what awaits them for its next turn, with a look at every socket between; this one runs the task on the spot, and can
+    be awaited again and again. It must be rung from outside of tasks, since one cannot run within another.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._asyncio_future_blocking = False
+        self._wake: Callable[[_Bell], object] | None = None
+        self._context: Context | None = None
+        self._cancelled = False
+
+    def ring(self) -> None:
+        """Run the task until it waits again. Nothing happens where none waits."""
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            assert self._context is not None
+            self._context.run(wake, self)
+
+    # What a task asks of a future
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self._asyncio_future_blocking = True  # says that it is a future, and awaited
+        yield self
+
+    def add_done_callback(self, wake: Callable[[_Bell], object], *, context: Context) -> None:
+        self._wake, self._context = wake, context
+
+    def cancel(self, msg: object = None) -> bool:
+        wake, self._wake = self._wake, None
+        if wake is None:
+            return False
+        self._cancelled = True
+        self._loop.call_soon(wake, self, context=self._context)
+        return True
+
+    def result(self) -> None:
+        if self._cancelled:
+            self._cancelled = False
+            raise asyncio.CancelledError
 
 
 def _joined(news: News) -> News:

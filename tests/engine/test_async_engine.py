@@ -272,6 +272,28 @@ def test_a_slow_reader_gets_joined_deltas_and_bounded_memory() -> None:
     serve(test)
 
 
+def test_one_reader_takes_several_requests_and_leaves_them_all() -> None:
+    async def test(engine: AsyncEngine, core: EngineCore) -> None:
+        prompts = [[1, 2], [3], [4, 5, 6]]
+        reader = engine.open(prompts, long(max_tokens=9))
+        outputs: dict[int, list[RequestOutput]] = {0: [], 1: [], 2: []}
+        while not all(its and its[-1].finished for its in outputs.values()):
+            for request, output in await reader.get():
+                outputs[request].append(output)
+        for prompt, its in zip(prompts, outputs.values(), strict=True):
+            alone = run_alone(prompt, long(max_tokens=9), max_model_len=256, vocab_size=64, eos_token_ids=frozenset())
+            assert fold(its).deltas[0].token_ids == alone.token_ids
+        reader.close()
+        assert engine.stats().finished["abort"] == 0
+        reader = engine.open(prompts, long())
+        await reader.get()
+        reader.close()
+        await until(lambda: idle(engine) and not engine._streams)
+        assert engine.stats().finished["abort"] == 3
+
+    serve(test)
+
+
 def test_stop_drains_then_aborts_and_refuses_newcomers() -> None:
     async def run() -> None:
         core = make_core(SlowExecutor(max_model_len=4096, num_pages=4096), max_num_seqs=2)
