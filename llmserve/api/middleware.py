@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -51,14 +51,14 @@ class Recorded:
             record.left |= message["type"] == "http.disconnect" and not complete
             return message
 
-        async def noting_send(message: Message) -> None:
+        def noting_send(message: Message) -> Awaitable[None]:
             nonlocal complete
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = record.id
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
-            await sender.send(message)
+            return sender.send(message)
 
         sender = Sender(send, self._write_seconds)
         token = current.set(record)
