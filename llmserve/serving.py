@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-from .api.app import create_app
-from .api.launch import check, run
-from .api.state import ServedModel
-from .compile.build import Build
+from .api.checks import check
+from .compile.prepare import Prepared, prepare
+from .compile.recall import Recalled
 from .config import Config, sampling_defaults
 from .console import Steps, say
-from .engine import AsyncEngine
-from .engine.grammar import GrammarCompiler
-from .engine.loading import load_core, scheduler_config
-from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
+from .weights.load import read_ahead
 
 
 def serve(config: Config) -> None:
-    """Build what is missing and serve. Raises LLMServeError before the port is opened, not after."""
+    """Build what is missing and serve. Raises LLMServeError before the port is opened, not after.
+
+    A start with everything cached is a matter of importing things, in this thread. What waits for disk and memory, or
+    computes outside of Python, goes on beside it: that is why the imports stand here.
+    """
     model, server = config.model, config.server
     check(server)
-    with Steps() as steps:
-        build = Build(
-            model.path,
-            quant=model.quant,
-            device=model.device,
-            arch=model.arch,
-            engine=config.engine,
-            notify=steps,
-            calibrate=model.calibrate,
-            calibration_data=model.calibration_data,
-            bits=model.bits,
-            report=model.report,
-        )
-        # What is wrong with words or settings shows before anything is converted or compiled.
-        tokenizer = Tokenizer.from_directory(build.words)
+    with Steps() as steps, ThreadPoolExecutor(1, "llmserve-start") as beside:
+        with _nothing_is_garbage():
+            build: Prepared = prepare(
+                model.path,
+                quant=model.quant,
+                device=model.device,
+                arch=model.arch,
+                engine=config.engine,
+                notify=steps,
+                calibrate=model.calibrate,
+                calibration_data=model.calibration_data,
+                bits=model.bits,
+                report=model.report,
+            )
+            words = beside.submit(Tokenizer.from_directory, build.words)
+            if isinstance(build, Recalled):
+                read_ahead(build.compiled.params)
+
+            from .api.app import create_app
+            from .api.launch import run
+            from .api.state import ServedModel
+            from .engine import AsyncEngine
+            from .engine.grammar import GrammarCompiler
+            from .engine.loading import load_core, scheduler_config
+            from .text.chat_template import ChatTemplate
+
+        # What is wrong with words shows before anything is converted or compiled.
+        tokenizer = words.result()
         template = ChatTemplate.from_directory(build.words, tokenizer.special_tokens, server.chat_template)
         defaults: dict[str, Any] = sampling_defaults(build.words)
         compiled = build.run(config.engine.max_model_len)
@@ -59,3 +76,17 @@ def serve(config: Config) -> None:
     if server.page:
         say(f"A page to chat with it: {url}")
     run(create_app(engine, tokenizer, template, served, server), server)
+
+
+@contextmanager
+def _nothing_is_garbage() -> Iterator[None]:
+    """For imports: what they make stays, and looking through all of it for garbage takes a sixth of their time.
+
+    Afterwards it is left out of every collection, so that those of a server that runs are short too.
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

@@ -88,7 +88,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("compile.artifact", "compile.tools"),
     },
     "terminal_chat": {"console", "errors", "llm"},
-    "serving": {"api", "compile.build", "config", "console", "engine", "text", "weights.embedded"},
+    "serving": {
+        *("api", "compile.prepare", "compile.recall", "config", "console", "engine", "text"),
+        "weights.load",  # which it has begin early
+    },
     "cli": {"*"},
     "__main__": {"cli", "toolchain"},
     "__init__": {"llm", "engine.sampling_params", "engine.grammar_spec"},  # on first use
@@ -97,7 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TVM = {
     *("models", "quant", "kernels", "compile", "weights"),
     "backends",  # whose plugins find TVM's symbols in the process
-    *("engine.model_runner", "engine.device_memory"),
+    *("engine.model_runner", "engine.device_memory", "engine.virtual_machine"),
 }
 # Library → where it may be imported. What is not named here is free.
 LIBRARIES: dict[str, set[str]] = {
@@ -159,6 +162,9 @@ LEAN_IMPORTS = {
     "llmserve.api.app": ("tvm", "opentelemetry.sdk", "opentelemetry.exporter"),
     "llmserve.weights.convert": ("tvm",),
     "llmserve.compile.artifact": ("tvm",),
+    "llmserve.compile.recall": ("tvm",),
+    "llmserve.api.checks": ("fastapi", "starlette", "uvicorn"),
+    "llmserve.serving": ("tvm", "fastapi", "rich"),
 }
 
 

@@ -17,8 +17,8 @@ from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from . import chat, completions, document, embeddings, errors, messages, metrics, models, page, responses, tokenize
 from .body import BodyGuard
+from .checks import api_keys
 from .gate import GateKeeper
-from .launch import api_keys
 from .logs import log_access
 from .middleware import ApiKey, Recorded
 from .record import Record

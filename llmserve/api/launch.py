@@ -1,61 +1,23 @@
-"""From an app to a process that listens: sockets, TLS, logs, keys, and an orderly end when a signal comes."""
+"""From an app to a process that listens: sockets, logs, and an orderly end when a signal comes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-import ssl
-from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from ..config import ServerConfig
-from ..errors import ConfigError
-from . import logs, tracing
+from . import logs
+from .checks import check
 from .state import Serving
 
 logger = logging.getLogger(__name__)
 
-KEYS_VARIABLE = "LLMSERVE_API_KEYS"
 _LAST_WORDS_SECONDS = 5.0  # for answers that were cut off to say so
-
-
-def api_keys(config: ServerConfig, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The keys of the settings, of `api_keys_file` and of LLMSERVE_API_KEYS together. Raises ConfigError.
-
-    The file has one key a line, and comments after `#` at a line's beginning; the variable's are separated by commas.
-    """
-    keys = [*config.api_keys, *environment.get(KEYS_VARIABLE, "").split(",")]
-    if config.api_keys_file is not None:
-        try:
-            lines = config.api_keys_file.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_keys_file {config.api_keys_file} cannot be read: {error}.") from error
-        found = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
-        if not found:  # open to all is not what somebody meant who named a file
-            raise ConfigError(f"api_keys_file {config.api_keys_file} holds no key; write one a line.")
-        keys += found
-    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
-
-
-def check(config: ServerConfig) -> None:
-    """Raise ConfigError for what cannot be used (keys, certificates, an extra), before anything expensive is done."""
-    api_keys(config)
-    if config.otlp_endpoint is not None:
-        tracing.require()
-    if config.ssl_keyfile is not None and config.ssl_certfile is None:
-        raise ConfigError("ssl_keyfile needs ssl_certfile beside it.")
-    if config.ssl_certfile is not None:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                config.ssl_certfile, config.ssl_keyfile, _no_password
-            )
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(f"ssl_certfile {config.ssl_certfile} and its key cannot be used: {error}.") from error
 
 
 def run(app: FastAPI, config: ServerConfig) -> None:
@@ -121,7 +83,3 @@ class Server(uvicorn.Server):
             await self._serving.engine.stop()  # which ends their streams with an error
             await gate.drain(_LAST_WORDS_SECONDS)
         self.should_exit = True
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; write it without a password, readable to the server's user alone")

@@ -73,11 +73,11 @@ class Replayed:
 
     def _recorded(self, key: tuple[int, ...], arguments: tuple[Any, ...]) -> Any:
         recorder = _Recorder()
-        self._machine.set_instrument(recorder.note)
+        self._machine["set_instrument"](recorder.note)
         try:
             result = self._function(*arguments)
         finally:
-            self._machine.set_instrument(None)
+            self._machine["set_instrument"](None)
         if (recording := recorder.recording(self._library, arguments, result)) is not None:
             if len(self._recordings) == RECORDINGS:
                 del self._recordings[next(iter(self._recordings))]
@@ -156,7 +156,7 @@ def _value(tensor: Any) -> _Value:
 
 def _elsewhere(tensors: dict[int, Any]) -> dict[int, Any]:
     """Tensors like these by the same handles, in memory of their own: at one place where these are at one place."""
-    from tvm.runtime import from_dlpack
+    import tvm_ffi
 
     sizes: dict[int, int] = {}
     for tensor in tensors.values():
@@ -164,7 +164,7 @@ def _elsewhere(tensors: dict[int, Any]) -> dict[int, Any]:
         sizes[start] = max(sizes.get(start, 0), nbytes)
     places = {start: _aligned(nbytes) for start, nbytes in sizes.items()}
     return {
-        handle: from_dlpack(np.ndarray(tensor.shape, str(tensor.dtype), places[tensor.data_ptr()]))
+        handle: tvm_ffi.from_dlpack(np.ndarray(tensor.shape, str(tensor.dtype), places[tensor.data_ptr()]))
         for handle, tensor in tensors.items()
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from ..models import rope
 from ..models.base import CausalLM, read_family
 from ..models.config import read_config
 from ..models.layers import PageFormat
-from ..platforms import PLATFORMS, Platform, find
+from ..platforms import PLATFORMS, Platform
 from ..quant import mixed
 from ..quant import scheme as schemes
 from ..toolchain import tvm_version
-from ..weights import embedded, hub
 from ..weights.container import SafetensorsWriter, TensorSpec
 from ..weights.foreign import mlc_writer, open_source
 from ..weights.load import PARAMS_FILE, load_params
@@ -42,6 +40,7 @@ from .environment import environment
 from .host import CPU_SOURCES, compute_dtype, gpu_arch, kernel_set, linker
 from .linking import complete, export
 from .pipeline import compile_module
+from .recall import Question, remember
 from .subject import Subject
 from .texts import Text
 from .tools import require
@@ -51,20 +50,6 @@ DEFAULT_CONTEXT = 8192
 
 def silent(step: str, detail: str, fraction: float | None) -> None:
     """The Notify of who does not want to know."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
-
-    max_num_batched_tokens: int
-    max_num_seqs: int = 64
-    page_size: int = 16
-
-    @classmethod
-    def of(cls, config: EngineConfig, platform: Platform) -> Limits:
-        tokens = config.max_num_batched_tokens or max(platform.step_tokens, config.max_num_seqs)
-        return cls(tokens, config.max_num_seqs, config.page_size)
 
 
 class Build:
@@ -92,18 +77,26 @@ class Build:
         Conversion; a text of None is the package's.
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
-        if model is not None and not model.strip():
-            raise ConfigError("The model's name is empty; leave it out for the model that comes with llmserve.")
-        self.name = model or embedded.NAME
+        self.question = Question(
+            model,
+            quant=quant,
+            device=device,
+            arch=arch,
+            engine=engine,
+            calibrate=calibrate,
+            calibration_data=calibration_data,
+            bits=bits,
+        )
+        self.name = self.question.name
         # What clients and listings call it: a Hub id as it is, a directory or file by its last part.
         self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
-        self.platform: Platform = find(device)
+        self.platform: Platform = self.question.platform
         self.arch = arch
-        self.limits = Limits.of(engine or EngineConfig(), self.platform)
+        self.limits = self.question.limits
         self.notify = notify
         self.notes: list[str] = []
         self._takeover = ""
-        self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
+        self.directory = self.question.directory
         self.compute_dtype = compute_dtype(self.platform, arch, quant)
         self.converted = _converted_scheme(self.directory, self.compute_dtype)
         self.source = None if self.converted else open_source(self.directory)
@@ -117,7 +110,8 @@ class Build:
         else:
             self._check_bits(bits, quant)
         self.methods = self._methods(calibrate)
-        self._calibration_data = None if calibration_data is None else Path(calibration_data)
+        self._calibration_data = self.question.calibration_data
+        self._standing_notes = tuple(self.notes)  # which are said at every start, whatever is cached
 
     def _methods(self, calibrate: str | None) -> tuple[str, ...]:
         """How weights are calibrated; what would do nothing is said and left out."""
@@ -344,8 +338,9 @@ class Build:
         self.check_tools()
         # Weights first: what is wrong with a checkpoint shows before anything is compiled.
         source, params, library = self.weights(), self.params(), self.library()
-        cos, sin = rope.tables(self.config, length)
-        return CompiledModel(
+        frequencies = rope.inverse_frequencies(self.config, length)
+        cos, sin = rope.tables_of(*frequencies, length)
+        compiled = CompiledModel(
             name=self.name,
             source=source,
             library=library,
@@ -358,6 +353,14 @@ class Build:
             sin=sin,
             notes=tuple(self.notes),
         )
+        remember(
+            *(self.question, max_model_len, compiled),
+            label=self.label,
+            words=self.words,
+            frequencies=frequencies,
+            notes=self._standing_notes,
+        )
+        return compiled
 
 
 def _converted_scheme(directory: Path, compute_dtype: str) -> schemes.Scheme | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,9 @@ class Memory(Protocol):
     def put(self, array: npt.NDArray[Any]) -> Any:
         """The array as a tensor; its memory is shared where that is possible, so it must not change."""
 
+    def get(self, tensor: Any) -> npt.NDArray[Any]:
+        """A copy of what compiled code returned."""
+
     def buffer(self, nbytes: int) -> Any:
         """Bytes of any content, or zeros, for `view` and `reader`."""
 
@@ -51,15 +55,19 @@ class HostMemory:
     """The device is the CPU: all memory is shared, and a buffer is an array."""
 
     def __init__(self) -> None:
-        import tvm
+        import tvm_ffi
 
-        self._tensor = tvm.runtime.from_dlpack
+        # As `tvm.runtime.from_dlpack` does it, without importing that: what compiled code assumes is checked.
+        self._tensor = partial(tvm_ffi.from_dlpack, require_alignment=64, require_contiguous=True)
 
     def tensor(self, shape: Shape, dtype: str) -> Any:
         return self.view(self.buffer(math.prod(shape) * np.dtype(dtype).itemsize), 0, shape, dtype)
 
     def put(self, array: npt.NDArray[Any]) -> Any:
         return self._tensor(aligned(array))
+
+    def get(self, tensor: Any) -> npt.NDArray[Any]:
+        return np.array(np.from_dlpack(tensor))
 
     def buffer(self, nbytes: int) -> Any:
         return np.frombuffer(huge_memory(nbytes), np.uint8)
@@ -94,6 +102,10 @@ class DeviceMemory:
         tensor = self._runtime.empty(array.shape, str(array.dtype), self._device)
         self._fill(tensor, np.ascontiguousarray(array).reshape(-1))
         return tensor
+
+    def get(self, tensor: Any) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = tensor.numpy()
+        return array
 
     def buffer(self, nbytes: int) -> Any:
         return self._runtime.empty((nbytes,), "uint8", self._device)
@@ -230,11 +242,13 @@ class Rows:
         return self._memory.reader(self._buffer, index * self._row_bytes, self._shape[1:], self._dtype)()
 
 
-def memory_of(device: Any) -> Memory:
-    """The memory of a device of TVM's."""
+def memory_of(device: str) -> Memory:
+    """The memory of the first device of that kind."""
+    if device == "cpu":
+        return HostMemory()
     import tvm
 
-    return HostMemory() if device == tvm.cpu() else DeviceMemory(device)
+    return DeviceMemory(tvm.device(device))
 
 
 def part(array: npt.NDArray[np.uint8], start: int, shape: Shape, dtype: str) -> npt.NDArray[Any]:

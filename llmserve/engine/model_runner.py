@@ -20,6 +20,7 @@ from .choices import Choices, Chosen
 from .device_memory import HostMemory, Layout, Memory, Rows, Staging, memory_of
 from .scheduler import ScheduledSequence
 from .step_arrays import INDICES, Ints, StepArrays
+from .virtual_machine import load_library
 
 
 class ModelRunner:
@@ -35,22 +36,19 @@ class ModelRunner:
         self, model: CompiledModel, num_pages: int, num_threads: int | None = None, memory: Memory | None = None
     ) -> None:
         """`memory` None is that of the model's device."""
-        import tvm
         import tvm_ffi
-        from tvm.runtime.vm import VirtualMachine
 
         self.interface = interface = model.interface
         backends.load(interface.device)
-        device = tvm.device(interface.device)
-        library = str(model.library / LIBRARY_FILE)
-        self._vm = VirtualMachine(tvm.runtime.load_module(library), device)
+        library = model.library / LIBRARY_FILE
+        self._vm = load_library(library, interface.device)
         self.num_threads = 1
         self._next, self._step, self._hidden = self._vm["next"], self._vm["step"], self._vm["hidden"]
-        if device == tvm.cpu():
-            self.num_threads = start_threads(self, library, num_threads or len(os.sched_getaffinity(0)))
-            self._next = Replayed(self._vm, "next", library)
+        if interface.device == "cpu":
+            self.num_threads = start_threads(self, str(library), num_threads or len(os.sched_getaffinity(0)))
+            self._next = Replayed(self._vm, "next", str(library))
         self._head, self._sample = self._vm["head"], self._vm["sample"]
-        self._memory = memory or memory_of(device)
+        self._memory = memory or memory_of(interface.device)
         arrays = load_params(model.params, resident=isinstance(self._memory, HostMemory))
         # As FFI arrays: a list would be converted at every call.
         self._params = tvm_ffi.convert([self._memory.put(arrays[name]) for name in interface.params])
@@ -99,8 +97,8 @@ class ModelRunner:
         """Compute a plan as `logits` does, and return normed hidden states [R, hidden] instead, in the dtype of
         activations. `rows` may be any of the step's tokens; there is no other limit to their number."""
         indices = self._arrays.of_plan(plan, rows).tensors
-        states = self._hidden(*indices, *self._rope, self.pages, self._params).numpy()
-        return states[: _num_wanted(plan, rows)]  # type: ignore[no-any-return]
+        states = self._memory.get(self._hidden(*indices, *self._rope, self.pages, self._params))
+        return states[: _num_wanted(plan, rows)]
 
     def head(self, hidden: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Logits float32 [R, vocab] of hidden states [R, hidden]; R at most max_num_seqs. Valid until the next call."""

@@ -18,7 +18,11 @@ Array = npt.NDArray[np.float32]
 
 def tables(config: DecoderConfig, length: int) -> tuple[Array, Array]:
     """(cos, sin), float32 [length, head_dim / 2], for positions 0 … length - 1."""
-    frequencies, factor = inverse_frequencies(config, length)
+    return tables_of(*inverse_frequencies(config, length), length)
+
+
+def tables_of(frequencies: Array, factor: float, length: int) -> tuple[Array, Array]:
+    """The same from what `inverse_frequencies` came to."""
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :]
     return np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ from .container import ALIGNMENT, TensorInfo, read_header
 PARAMS_FILE = "params.safetensors"
 _READ_BYTES = 32 << 20
 _READERS = 4
+_ahead: dict[Path, Future[mmap.mmap]] = {}
+
+
+def read_ahead(path: str | Path) -> None:
+    """Begins to read what `load_params(path, resident=True)` is about to be asked for, which then takes it over.
+
+    For a start, which has much to import meanwhile. Errors wait until then too.
+    """
+    file = (Path(path) / PARAMS_FILE).absolute()
+    done: Future[mmap.mmap] = Future()
+    _ahead[file] = done
+
+    def read() -> None:
+        try:
+            done.set_result(_read(file))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=read, name="llmserve-read-ahead", daemon=True).start()
 
 
 def load_params(path: str | Path, *, resident: bool = False) -> dict[str, npt.NDArray[Any]]:
@@ -30,11 +50,11 @@ def load_params(path: str | Path, *, resident: bool = False) -> dict[str, npt.ND
     reads a fifth to a third less per second. Raises ArtifactError when the file is missing or broken.
     """
     file = Path(path) / PARAMS_FILE
+    begun = _ahead.pop(file.absolute(), None) if resident else None
     try:
         tensors = read_header(file)
         if resident:
-            mapping = huge_memory(file.stat().st_size)
-            _fill(mapping, file)
+            mapping = _read(file) if begun is None else begun.result()
         else:
             with file.open("rb") as opened:
                 mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -52,8 +72,9 @@ def huge_memory(nbytes: int) -> mmap.mmap:
     return memory
 
 
-def _fill(memory: mmap.mmap, file: Path) -> None:
-    """Reads `file` into memory of its size, in parts by a few threads: what takes time is getting the memory."""
+def _read(file: Path) -> mmap.mmap:
+    """The file in memory of its own, read in parts by a few threads: what takes time is getting the memory."""
+    memory = huge_memory(file.stat().st_size)
 
     def read(start: int) -> int:
         with file.open("rb", buffering=0) as opened, view[start : start + _READ_BYTES] as part:
@@ -67,6 +88,7 @@ def _fill(memory: mmap.mmap, file: Path) -> None:
         done = sum(readers.map(read, range(0, len(memory), _READ_BYTES)))
     if done != len(memory):
         raise OSError(f"{file} ended after {done} of {len(memory)} bytes")
+    return memory
 
 
 def _view(mapping: mmap.mmap, info: TensorInfo) -> npt.NDArray[Any]:

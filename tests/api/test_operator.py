@@ -16,7 +16,7 @@ import openai
 import pytest
 import trustme
 
-from llmserve.api.launch import api_keys, check
+from llmserve.api.checks import api_keys, check
 from llmserve.config import ServerConfig
 from llmserve.errors import ConfigError
 

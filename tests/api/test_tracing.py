@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from llmserve.api import tracing
-from llmserve.api.launch import check
+from llmserve.api.checks import check
 from llmserve.config import ServerConfig
 from llmserve.errors import ConfigError
 

@@ -1,0 +1,236 @@
+"""What earlier builds came to, by what was asked: a start that finds its answer here needs no compiler.
+
+Finding cached artifacts anew takes all of TVM, whose import alone is most of a start's time: the kernels' names and
+sizes are in the keys. So a build leaves a note of what it came to. A note is believed if nothing has changed that the
+answer depends on (checkpoint, machine, TVM, our own sources) and the artifacts that it names are whole; else there is
+none, and the build finds out. Imports no TVM.
+
+CPUs only: what a GPU's kernels depend on is asked of its driver, through TVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import __version__
+from ..config import EngineConfig
+from ..errors import ArtifactError, ConfigError
+from ..models import rope
+from ..platforms import Platform, find
+from ..toolchain import tvm_version
+from ..weights import embedded, hub
+from . import artifact
+from .compiled import LIBRARY_FILE, CompiledModel, Interface
+
+# What anything in a note depends on: the sources that make artifacts, those that name them, and the texts that weights
+# are calibrated on.
+_SOURCES = ("backends", "compile", "data/text", "kernels", "models", "platforms.py", "quant", "weights")
+# What Linux tells of a processor, as far as the choice of kernels depends on it; the latter half is ARM's and RISC-V's.
+_PROCESSOR = (
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features", "isa", "uarch"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int = 64
+    page_size: int = 16
+
+    @classmethod
+    def of(cls, config: EngineConfig, platform: Platform) -> Limits:
+        tokens = config.max_num_batched_tokens or max(platform.step_tokens, config.max_num_seqs)
+        return cls(tokens, config.max_num_seqs, config.page_size)
+
+
+class Question:
+    """What is asked of a build, as far as its result depends on it.
+
+    Attributes:
+        name: how the model was asked for.
+        directory: the checkpoint's, or a GGUF file.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        *,
+        quant: str | None = None,
+        device: str | None = None,
+        arch: str | None = None,
+        engine: EngineConfig | None = None,
+        calibrate: str | None = None,
+        calibration_data: str | Path | None = None,
+        bits: float | None = None,
+    ) -> None:
+        """Resolves the model, downloading it if it is a Hub id; None is the package's own.
+
+        Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
+        """
+        if model is not None and not model.strip():
+            raise ConfigError("The model's name is empty; leave it out for the model that comes with llmserve.")
+        self.name = model or embedded.NAME
+        self.platform = find(device)
+        self.limits = Limits.of(engine or EngineConfig(), self.platform)
+        self.directory = embedded.embedded_model() if model is None else hub.resolve(model)
+        self.calibration_data = None if calibration_data is None else Path(calibration_data)
+        self._choices = {"quant": quant, "arch": arch, "calibrate": calibrate, "bits": bits}
+
+    def _note(self, max_model_len: int | None) -> tuple[Path, dict[str, Any]] | None:
+        """Where a note about this would be, and what it would depend on; None if there can be none."""
+        processor = _processor() if self.platform.kernels == "cpu" else None
+        if processor is None:
+            return None
+        asked = {
+            "name": self.name,
+            "directory": str(self.directory.absolute()),
+            "platform": self.platform.name,
+            "limits": vars(self.limits),
+            "calibration_data": str(self.calibration_data),
+            "max_model_len": max_model_len,
+            **self._choices,
+        }
+        return artifact.cache_root() / "notes" / f"{artifact.cache_key(asked)}.json", {
+            **asked,
+            **self._facts,
+            "processor": processor,
+        }
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What is there, beside what is asked."""
+        manifest, text = self.directory / artifact.MANIFEST, self.calibration_data
+        return {
+            "checkpoint": artifact.checkpoint_fingerprint(self.directory),
+            "manifest": artifact.identity(self.directory) if manifest.is_file() else None,
+            "text": artifact.checkpoint_fingerprint(text) if text is not None and text.is_file() else None,
+            "sources": artifact.source_hash(*_SOURCES),
+            "tvm": tvm_version(),
+            "version": __version__,
+        }
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What a build would come to, without one.
+
+    Attributes:
+        label: what clients and listings call the model.
+        words: directory with config.json, tokenizer and chat template.
+    """
+
+    label: str
+    words: Path
+    compiled: CompiledModel
+
+    def run(self, max_model_len: int | None = None) -> CompiledModel:
+        """As a build's; `max_model_len` is what was asked of `recall`."""
+        return self.compiled
+
+
+def recall(question: Question, max_model_len: int | None) -> Recalled | None:
+    """What a build of this came to, if it is all there still."""
+    try:
+        place = question._note(max_model_len)
+        if place is None:
+            return None
+        note = json.loads(place[0].read_text(encoding="utf-8"))
+        if note["causes"] != json.loads(json.dumps(place[1])):
+            return None
+        directories = {kind: Path(path) for kind, path in note["artifacts"].items()}
+        for kind, directory in directories.items():
+            artifact.causes_of(directory, kind)
+        library, params = directories["library"], directories["params"]
+        if not (library / LIBRARY_FILE).exists():
+            return None
+        frequencies, factor = note["rope"]
+        cos, sin = rope.tables_of(np.array(frequencies, np.float32), factor, note["max_model_len"])
+        return Recalled(
+            label=note["label"],
+            words=Path(note["words"]),
+            compiled=CompiledModel(
+                name=question.name,
+                source=Path(note["source"]),
+                library=library,
+                params=params,
+                interface=Interface.read(library),
+                scheme=note["scheme"],
+                platform=note["platform"],
+                max_model_len=note["max_model_len"],
+                cos=cos,
+                sin=sin,
+                notes=tuple(note["notes"]),
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArtifactError):
+        return None
+
+
+def remember(
+    question: Question,
+    max_model_len: int | None,
+    compiled: CompiledModel,
+    *,
+    label: str,
+    words: Path,
+    frequencies: tuple[npt.NDArray[np.float32], float],
+    notes: Sequence[str],
+) -> None:
+    """Leave a note of what a build came to.
+
+    `frequencies` are `rope.inverse_frequencies`, from which the tables are made again, `notes` what every start is to
+    say. A cache that cannot be written costs the next start a second, no more.
+    """
+    try:
+        place = question._note(max_model_len)
+    except OSError:  # the checkpoint has gone meanwhile
+        return
+    if place is None:
+        return
+    path, causes = place
+    artifacts = {"library": compiled.library, "params": compiled.params, "weights": compiled.source}
+    if words.parent == artifact.cache_root() / "words":  # else they are the checkpoint's own
+        artifacts["words"] = words
+    note = {
+        "causes": causes,
+        "label": label,
+        "words": str(words.absolute()),
+        "source": str(compiled.source.absolute()),
+        "artifacts": {kind: str(directory.absolute()) for kind, directory in artifacts.items()},
+        "scheme": compiled.scheme,
+        "platform": compiled.platform,
+        "max_model_len": compiled.max_model_len,
+        "rope": [[float(x) for x in frequencies[0]], float(frequencies[1])],
+        "notes": list(notes),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _processor() -> str | None:
+    """A hash of what Linux tells of this machine's processors; None elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    pairs = {(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)}
+    told = sorted(pair for pair in pairs if pair[0] in _PROCESSOR)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if told else None
