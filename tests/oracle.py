@@ -34,7 +34,7 @@ class Oracle:
         y_bias = self.params[f"{name}.bias"].astype(np.float64) if f"{name}.bias" in self.params else 0.0
         columns, storage = x.shape[1], self.scheme.storage_of(name)
         if isinstance(storage, GroupFormat):
-            a, scale = quantize_activations(x.astype(np.float32), storage.group_size)
+            a, scale = quantize_activations(x.astype(np.float32), storage)
             x = (a * scale.astype(np.float64)[:, :, None]).reshape(len(x), -1)[:, :columns]
         return x @ self.matrix(name, columns).T + y_bias
 

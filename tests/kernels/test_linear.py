@@ -17,14 +17,14 @@ from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize,
 from .harness import RUNNABLE, compiled
 
 # (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes, also one that
-# takes more lanes than divide a group of 40.
-SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8), (8, 96)]
+# takes more lanes than divide a group of 40; more groups than share a scale.
+SHAPES = [(72, 64), (20, 88), (17, 40), (8, 8), (8, 96), (24, 168)]
 ROWS = [1, 2, 4, 7, 13, 70]  # one row, parts and multiples of a row block, more than one pass over the weights
 
 
 def oracle(x, q_weight, q_scale, fmt, k, q_zero=None):
     """The kernel's arithmetic in float64: int8 activations per group against the stored integers."""
-    a, scale = quantize_activations(x, fmt.group_size)
+    a, scale = quantize_activations(x, fmt)
     u = unpack(q_weight, fmt, fmt.padded(k)).astype(np.float64).reshape(len(q_weight), -1, fmt.group_size)
     u -= fmt.max_int if q_zero is None else q_zero[:, :, None]
     return np.einsum("mgi,ngi,mg,ng->mn", a.astype(np.float64), u, scale.astype(np.float64), q_scale.astype(np.float64))
@@ -50,7 +50,7 @@ def test_quantized_linear_equals_the_oracle(fmt, isa):
             y = np.full((m, n), np.nan, np.float32)
             kernel(x, q, bias, y)
             expected = oracle(x, q_weight, q_scale, fmt, k) + bias[:n]
-            # Integers are exact; what is left is float32 sums over at most 3 groups.
+            # Integers are exact; what is left is float32 sums over at most 6 groups.
             assert np.abs(y - expected).max() <= 1e-6 * np.abs(expected).max(), (n, k, m)
 
 

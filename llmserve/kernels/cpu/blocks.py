@@ -18,12 +18,15 @@ class Blocks:
     def __init__(self, n: int, k: int, fmt: GroupFormat, isa: Isa) -> None:
         self.fmt, self.rows = fmt, isa.rows
         self._vector, self._size = 4 * isa.rows, layout.block_bytes(fmt, isa.rows)
-        self._byte_shifts = isa.byte_shifts
         self._scales = layout.scales_at(fmt, isa.rows)
         self._buffer = sized("q", (layout.tiles(n, isa.rows), fmt.groups(k), self._size), "uint8")
 
-    def step(self, tile: Any, group: Any, step: int, lanes: int, first: Any = 0) -> Any:
-        """Step `step` of a group as uint8 x lanes, from lane `first` on; layout.py says where its bits lie."""
+    def step(self, tile: Any, group: Any, step: int, lanes: int, first: Any = 0, *, pairs: bool = False) -> Any:
+        """Step `step` of a group as uint8 x lanes, from lane `first` on; layout.py says where its bits lie.
+
+        `pairs` of bytes are shifted then, and masked, for who needs the units that LLVM would shift bytes with: it
+        multiplies them by bit matrices where the target can (GFNI), with the units of the dot products.
+        """
         bits = self.fmt.bits
 
         def load(v: int) -> Any:
@@ -31,7 +34,7 @@ class Blocks:
 
         def field(v: int, shift: int, mask: int) -> Any:
             value, dtype, count = load(v), T.uint8, lanes
-            if shift and lanes > 1 and not self._byte_shifts:
+            if shift and pairs:
                 value, dtype, count = T.reinterpret(value, dtype=f"uint16x{lanes // 2}"), T.uint16, lanes // 2
                 mask |= mask << 8
             if shift:

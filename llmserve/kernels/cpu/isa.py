@@ -26,8 +26,7 @@ class Isa:
         rows_per_block: rows of x that share a tile of quantized weights: as many as registers hold accumulators for.
         prefetch: groups of weights to ask for ahead of the one in work, by more than two rows: up to two read as fast
             as the hardware brings what it guesses. 0 where it was not seen to help.
-        byte_shifts: whether bytes can be shifted; else pairs of them are. Left to itself LLVM multiplies bit matrices
-            where a target can (GFNI), on the units that the dot products need.
+        pair_shifts: whether several rows' weights are shifted in pairs of bytes, which blocks.py tells of.
     """
 
     name: str = "portable"
@@ -36,7 +35,7 @@ class Isa:
     features: tuple[str, ...] = ()
     rows_per_block: int = 2
     prefetch: int = 0
-    byte_shifts: bool = True
+    pair_shifts: bool = False
 
     def centred(self, bits: int) -> bool:
         """Whether `dot` already subtracts the format's offset; else the caller corrects by the activations' sum."""
@@ -83,7 +82,6 @@ class Avx2(Isa):
     name: str = "avx2"
     features: tuple[str, ...] = ("avx2", "fma", "f16c")
     rows_per_block: int = 4
-    byte_shifts: bool = False
 
     def centred(self, bits: int) -> bool:
         return bits == 8
@@ -122,8 +120,8 @@ class Avx512Vnni(Isa):
     lanes: int = 16
     features: tuple[str, ...] = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
     rows_per_block: int = 8
-    prefetch: int = 32
-    byte_shifts: bool = False
+    prefetch: int = 48
+    pair_shifts: bool = True
 
     def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
         signed = T.reinterpret(full(activations, 16), dtype="int8x64")

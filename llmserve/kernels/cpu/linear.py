@@ -8,7 +8,7 @@ Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, whe
 from . import layout
 from .blocks import Blocks
 from .isa import Isa
-from .rounding import Rounded
+from .rounding import Rounded, shared_groups
 from .rows import Source, rows_of
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
@@ -64,25 +64,27 @@ def _over_rows(
                 tile_at(T.int64(0), 1, t * streams, streams, None)
         with T.Else(), block("several"):
             tile_at = begin(height)
+            heights = range(least := max(1, height // 4), height + 1, least)
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
             with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
                 blocks = (T.min(CACHE_ROWS, m - outer * CACHE_ROWS) + height - 1) // height
                 with T.serial(blocks) as inner, T.serial(together) as w:
                     first, tile = outer * CACHE_ROWS + inner * height, t * together + w
-                    _fitting(m - first, height, max(1, height // 4), lambda n: tile_at(first, n, tile, 1, m))
+                    _fitting(m - first, heights, lambda n: tile_at(first, n, tile, 1, m))
 
 
-def _fitting(left: Any, rows: int, least: int, emit: Callable[[int], None]) -> None:
-    """`emit(n)` for the smallest n of rows, rows / 2, … that holds the rows that are left, but none below `least`."""
-    if rows // 2 < least:
-        emit(rows)
+def _fitting(left: Any, heights: Sequence[int], emit: Callable[[int], None]) -> None:
+    """`emit(n)` for the smallest n of the ascending `heights` that holds the rows that are left, or the last one."""
+    if len(heights) == 1:
+        emit(heights[0])
         return
-    with T.If(left > rows // 2):
+    half = len(heights) // 2
+    with T.If(left > heights[half - 1]):
         with T.Then():
-            emit(rows)
+            _fitting(left, heights[half:], emit)
         with T.Else():
-            _fitting(left, rows // 2, least, emit)
+            _fitting(left, heights[:half], emit)
 
 
 def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
@@ -96,12 +98,12 @@ def quantized_linear(
     """The inputs of `source` for x [M, K], q as layout.tile_quantized makes it, (b float32 [tiles * rows],)
     y float32 [M, N], the outputs of `source`.
 
-    K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's Q8_0 dot products: per group
-    of inputs, y += (sum of int8 products) * weight scale * activation scale.
+    K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's dot products (Q8_0, Q8_K): a
+    group adds (sum of int8 products) * weight scale, groups that share an activation scale their sum times that.
     """
     if k % LANES:
         raise ValueError(f"a quantized linear needs a multiple of {LANES} inputs, got {k}")
-    groups, steps, rows = fmt.groups(k), layout.steps(fmt), isa.rows
+    groups, shared, steps, rows = fmt.groups(k), shared_groups(fmt), layout.steps(fmt), isa.rows
     count, bits = layout.tiles(n, rows), fmt.bits
     # Activations' sums times the offset are taken off, unless the dot product does; or times each group's zero point.
     offset = 1 if fmt.zero_point else 0 if isa.centred(bits) else fmt.max_int
@@ -116,7 +118,7 @@ def quantized_linear(
         x.declare_outputs()
 
         def begin(height: int) -> Callable[..., None]:
-            rounded = Rounded(m, k, fmt.group_size, height, offset)
+            rounded = Rounded(m, k, fmt, height, offset)
 
             def prepare(row: Any) -> None:
                 with block("prepare"):
@@ -126,51 +128,57 @@ def quantized_linear(
             if height == 1:
                 prepare(T.int64(0))
             else:
-                with T.parallel(rounded.padded) as row, T.If(row < m):
-                    with T.Then():
-                        prepare(row)
-                    with T.Else():
-                        rounded.blank(row)
+                with T.serial(rounded.padded - m) as i:
+                    rounded.blank(m + i)
+                with T.parallel(m) as row:
+                    prepare(row)
             return partial(tile_at, rounded)
 
-        def tile_at(rounded: Rounded, row: Any, height: int, tile: Any, width: int, limit: Any) -> None:
-            cells = [(i, w) for i in range(height) for w in range(width)]
+        def add_group(rounded: Rounded, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
+            """Add one group's products, times the weights' scales, to `scaled`."""
             lanes = isa.acc_lanes(bits)
             # A constant offset's share is where an accumulator of 32 bits can start.
             begins = offset and not fmt.zero_point and isa.acc_dtype(bits) == "int32"
+            with block("group"):
+                part = scratch(height * lanes, isa.acc_dtype(bits))
+                for i in range(height):
+                    start = full(rounded.sum(row, i, g), rows) if begins else isa.zero(bits)
+                    put(part, start, i * lanes, lanes=lanes)
+                for j in range(steps):
+                    weights = weight.step(tile, g, j, 4 * rows, pairs=isa.pair_shifts and height > 1)
+                    for i in range(height):
+                        old = vec(part, i * lanes, lanes=lanes)
+                        put(part, isa.dot(bits, old, weights, rounded.four(row, i, g, j)), i * lanes, lanes=lanes)
+                if isa.prefetch and height > 2:
+                    weight.prefetch(tile, g + isa.prefetch)
+                for i in range(height):
+                    total = isa.total(bits, vec(part, i * lanes, lanes=lanes))
+                    if offset and not begins:
+                        term = full(rounded.sum(row, i, g), rows)
+                        if fmt.zero_point:
+                            zero = T.cast(weight.zeros(tile, g), f"int32x{rows}")
+                            term = term * (zero - full(i32(in_dot), rows))
+                        total = total + term
+                    value = T.cast(total, f"float32x{rows}") * weight.scales(tile, g)
+                    put(scaled, vec(scaled, i * rows, lanes=rows) + value, i * rows, lanes=rows)
+
+        def tile_at(rounded: Rounded, row: Any, height: int, tile: Any, _: int, limit: Any) -> None:
             with block("tile"):
-                acc = scratch(len(cells) * rows)
-                for c in range(len(cells)):
-                    put(acc, full(f32(0), rows), c * rows, lanes=rows)
-                with T.serial(groups) as g, block("group"):
-                    part = scratch(len(cells) * lanes, isa.acc_dtype(bits))
-                    for c, (i, _) in enumerate(cells):
-                        start = full(rounded.sum(row, i, g), rows) if begins else isa.zero(bits)
-                        put(part, start, c * lanes, lanes=lanes)
-                    for j in range(steps):
-                        for c, (i, w) in enumerate(cells):
-                            weights = weight.step(tile + w, g, j, 4 * rows)
-                            old = vec(part, c * lanes, lanes=lanes)
-                            new = isa.dot(bits, old, weights, rounded.four(row, i, g, j))
-                            put(part, new, c * lanes, lanes=lanes)
-                    if isa.prefetch and height > 2:
-                        for w in range(width):
-                            weight.prefetch(tile + w, g + isa.prefetch)
-                    for c, (i, w) in enumerate(cells):
-                        total = isa.total(bits, vec(part, c * lanes, lanes=lanes))
-                        if offset and not begins:
-                            term = full(rounded.sum(row, i, g), rows)
-                            if fmt.zero_point:
-                                zero = T.cast(weight.zeros(tile + w, g), f"int32x{rows}")
-                                term = term * (zero - full(i32(in_dot), rows))
-                            total = total + term
-                        value = T.cast(total, f"float32x{rows}") * (
-                            weight.scales(tile + w, g) * full(rounded.scale(row, i, g), rows)
-                        )
-                        put(acc, vec(acc, c * rows, lanes=rows) + value, c * rows, lanes=rows)
-                for c, (i, w) in enumerate(cells):
+                acc, scaled = scratch(height * rows), scratch(height * rows)
+                for sums in (acc, scaled):
+                    for i in range(height):
+                        put(sums, full(f32(0), rows), i * rows, lanes=rows)
+                with T.serial(groups) as g:
+                    add_group(rounded, row, height, tile, g, scaled)
+                    # One loop over groups: inside of another it would be unrolled, which memory was seen to like less.
+                    with when(True if shared == 1 else T.Or(g % shared == shared - 1, g == groups - 1)):
+                        for i in range(height):
+                            value = vec(scaled, i * rows, lanes=rows) * full(rounded.scale(row, i, g // shared), rows)
+                            put(acc, vec(acc, i * rows, lanes=rows) + value, i * rows, lanes=rows)
+                            put(scaled, full(f32(0), rows), i * rows, lanes=rows)
+                for i in range(height):
                     with when(True if limit is None else row + i < limit):
-                        _store_tile(y, acc, c * rows, row + i, tile + w, n, isa, b)
+                        _store_tile(y, acc, i * rows, row + i, tile, n, isa, b)
 
         with block("linear"):
             _over_rows(m, count, fmt.nbytes(n, k), 1, isa.rows_per_block, begin)
