@@ -244,7 +244,7 @@ def demo(session: Session) -> list[Row]:
         inside = [Job("engine", token, (worker.pid,)), Job("kernels", step, (worker.pid,))]
         found = session.measured("demo", [[job] for job in (*inside, http)])
     rate, kernel_ms = found["engine"].get(engine), found["kernels"].get("kernels_ms")
-    each = 1e3 / rate if rate else None
+    each, served = 1e3 / rate if rate else None, found["HTTP"].get("output_tok_s")
     return [
         Row("package's model, ms per token, batch 1, engine", each),
         Row("  its kernels, ms", kernel_ms),
@@ -255,7 +255,7 @@ def demo(session: Session) -> list[Row]:
             better="less",
             bar=Bar(DEMO_BAR, "less"),
         ),
-        Row("  ms per token over HTTP, streaming", found["HTTP"].get("per_token_median_ms")),
+        Row("  ms per token over HTTP, streaming, first one and request included", 1e3 / served if served else None),
     ]
 
 

@@ -4,7 +4,7 @@
    system runs last. Here each thread's share is cut into tasks, which it claims in order, so that it reads memory in
    order; who is done with its own claims from the others' shares, and the caller waits for tasks that were claimed,
    never for a worker that has not come. A machine with other work on it then costs what that work takes. Workers spin
-   for a moment after their last task and sleep after that.
+   for a moment after their last task, letting others run in between, and sleep after that.
 
    Linked into each library, which compiled code calls through a pointer of its own (__TVMBackendParallelLaunch). Not a
    scheduler for anything else: one loop at a time, and a second caller runs its loop alone. */
@@ -25,7 +25,7 @@ typedef int (*Launch)(Task task, void* data, int num_task);
 
 extern Launch __TVMBackendParallelLaunch;
 
-enum { MAX_THREADS = 256, TASKS_PER_THREAD = 8, SPINS = 20000 };
+enum { MAX_THREADS = 256, TASKS_PER_THREAD = 8, SPINS = 20000, YIELD_EVERY = 256 };
 
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
@@ -107,7 +107,7 @@ static void* worker(void* argument) {
     int spins = 0;
     while (atomic_load_explicit(next, memory_order_acquire) == seen && spins < SPINS) {
       PAUSE();
-      ++spins;
+      if (++spins % YIELD_EVERY == 0) sched_yield(); /* the server's event loop, for one */
     }
     if (spins < SPINS) continue;
     pthread_mutex_lock(&bed);
