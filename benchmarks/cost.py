@@ -36,6 +36,7 @@ from llmserve.engine.choices import Choices
 T = TypeVar("T")
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
 REPLAYS = 15
+GRAIN = 1e-6  # seconds; of a call that is shorter no rate is given
 PROMPT = 128
 
 
@@ -168,6 +169,8 @@ def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, .
         nbytes, flops = sizes[0] + sizes[-1] + kept * work.token_bytes, 4 * seen * int(tensors[0].shape[1])
     elif operator == "rope_append":
         nbytes = sizes[0] + sizes[-1] + rows * work.token_bytes
+    elif operator == "take_rows":
+        nbytes = sizes[2] + 2 * (sizes[3] + sizes[4])  # read where they are wanted, and written
     elif operator == "sample":
         nbytes = sizes[0]  # the logits; what it works in stays in caches
     elif operator == "embedding":
@@ -213,9 +216,10 @@ def table(lines: list[Line], bandwidth: float) -> str:
     for line in [*lines, total]:
         rate = line.nbytes / line.seconds
         speed = f"{line.flops / line.seconds / 1e9:.0f}" if line.flops else ""
+        rates = f"{rate / 1e9:.1f} | {rate / bandwidth:.0%}" if line.seconds > GRAIN * line.calls else " | "
         rows.append(
             f"| {line.operator} | {line.calls} | {line.seconds * 1e3:.3f} | {line.seconds / whole:.1%} "
-            f"| {line.nbytes / 1e6:.2f} | {rate / 1e9:.1f} | {rate / bandwidth:.0%} | {speed} |"
+            f"| {line.nbytes / 1e6:.2f} | {rates} | {speed} |"
         )
     return "\n".join(rows)
 
