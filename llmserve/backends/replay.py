@@ -16,6 +16,7 @@ import numpy as np
 
 PATIENCE = 3  # times in a row that a call comes before it is recorded, which takes as long as many calls do
 RECORDINGS = 8  # of one function that are kept, the latest
+ROOM = 64 << 20  # bytes that these may work in together; one alone may take more
 ALIGNMENT = 64  # bytes, as compiled code wants it
 
 _MAKES_TENSOR = "vm.builtin.alloc_tensor"
@@ -79,9 +80,10 @@ class Replayed:
         finally:
             self._machine["set_instrument"](None)
         if (recording := recorder.recording(self._library, arguments, result)) is not None:
-            if len(self._recordings) == RECORDINGS:
-                del self._recordings[next(iter(self._recordings))]
             self._recordings[key] = self._current = recording
+            kept = self._recordings
+            while len(kept) > RECORDINGS or (len(kept) > 1 and sum(one.nbytes for one in kept.values()) > ROOM):
+                del kept[next(iter(kept))]
         return result
 
 
@@ -104,7 +106,8 @@ class _Recorder:
     def recording(self, library: ctypes.CDLL, arguments: tuple[Any, ...], result: Any) -> _Recording | None:
         """None where something else than a kernel is called, or a tensor is neither given nor made to work in."""
         given = {tensor.__chandle__(): tensor for tensor in _tensors(arguments)}
-        known = given | _elsewhere(self._made)
+        places = _places(self._made)
+        known = given | _elsewhere(self._made, places)
         calls = []
         for symbol, its in self._calls:
             kernel = getattr(library, f"__tvm_ffi_{symbol}", None)
@@ -112,17 +115,23 @@ class _Recorder:
             if kernel is None or None in tensors:
                 return None
             calls.append((kernel, tensors))
-        return _Recording(library, arguments, calls, result) if result.__chandle__() in given else None
+        nbytes = sum(place.nbytes for place in places.values())
+        return _Recording(library, arguments, calls, result, nbytes) if result.__chandle__() in given else None
 
 
 class _Recording:
     """Calls of kernels, each with its tensors, that do what a function did with some arguments; and what it returned,
-    one of these."""
+    one of these. Beside its arguments it works in `nbytes` of memory."""
 
     def __init__(
-        self, library: ctypes.CDLL, arguments: tuple[Any, ...], calls: list[tuple[Any, list[Any]]], result: Any
+        self,
+        library: ctypes.CDLL,
+        arguments: tuple[Any, ...],
+        calls: list[tuple[Any, list[Any]]],
+        result: Any,
+        nbytes: int,
     ) -> None:
-        self.arguments, self.result = arguments, result
+        self.arguments, self.result, self.nbytes = arguments, result, nbytes
         self._tensors = [tensors for _, tensors in calls]  # which must not go while they may be used
         self._calls = (_Call * len(calls))()
         for call, (kernel, tensors) in zip(self._calls, calls, strict=True):
@@ -154,15 +163,19 @@ def _value(tensor: Any) -> _Value:
     return _Value(ctypes.c_int32.from_address(handle + 8).value, 0, handle)
 
 
-def _elsewhere(tensors: dict[int, Any]) -> dict[int, Any]:
-    """Tensors like these by the same handles, in memory of their own: at one place where these are at one place."""
-    import tvm_ffi
-
+def _places(tensors: dict[int, Any]) -> dict[int, np.ndarray]:
+    """Fresh memory for the tensors, by where they are: one place for those at one place."""
     sizes: dict[int, int] = {}
     for tensor in tensors.values():
         start, nbytes = tensor.data_ptr(), tensor.numel() * np.dtype(str(tensor.dtype)).itemsize
         sizes[start] = max(sizes.get(start, 0), nbytes)
-    places = {start: _aligned(nbytes) for start, nbytes in sizes.items()}
+    return {start: _aligned(nbytes) for start, nbytes in sizes.items()}
+
+
+def _elsewhere(tensors: dict[int, Any], places: dict[int, np.ndarray]) -> dict[int, Any]:
+    """Tensors like these by the same handles, at these places."""
+    import tvm_ffi
+
     return {
         handle: tvm_ffi.from_dlpack(np.ndarray(tensor.shape, str(tensor.dtype), places[tensor.data_ptr()]))
         for handle, tensor in tensors.items()

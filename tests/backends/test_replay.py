@@ -147,6 +147,24 @@ def test_few_are_kept_and_only_of_what_comes_in_a_row(
     assert len(calls) == len(several) + 1, "the first of them went"
 
 
+def test_recordings_that_work_in_much_memory_are_fewer(
+    program: Program, arguments: Callable[[int], Arguments], monkeypatch: pytest.MonkeyPatch
+):
+    replayed = program.replayed()
+
+    def record(rows: int) -> _Recording:
+        given = arguments(rows)
+        for _ in range(PATIENCE):
+            replayed(*given.tensors)
+        return replayed._recordings[tuple(map(id, given.tensors))]
+
+    first, second = record(3), record(4)
+    assert 0 < first.nbytes < second.nbytes and len(replayed._recordings) == 2
+    monkeypatch.setattr("llmserve.backends.replay.ROOM", second.nbytes - 1)
+    third = record(5)  # which has no room either, but is in use
+    assert list(replayed._recordings.values()) == [third]
+
+
 def test_what_returns_new_memory_stays_with_the_machine(program: Program, arguments: Callable[[int], Arguments]):
     replayed, given = program.replayed("fresh"), arguments(3)
     given.fill(0)
@@ -173,6 +191,6 @@ def test_nothing_is_called_after_a_kernel_that_fails(program: Program):
     seen: list[int] = []
     good, bad = kernel(lambda *_: seen.append(0) or 0), kernel(lambda *_: seen.append(1) or -1)
     library = ctypes.CDLL(program.library)
-    assert _Recording(library, (), [(good, []), (good, [])], None).run()
-    assert not _Recording(library, (), [(good, []), (bad, []), (good, [])], None).run()
+    assert _Recording(library, (), [(good, []), (good, [])], None, 0).run()
+    assert not _Recording(library, (), [(good, []), (bad, []), (good, [])], None, 0).run()
     assert seen == [0, 0, 0, 1]
