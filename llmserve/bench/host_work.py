@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -45,13 +46,15 @@ class HostWork:
 
 
 class _Stopwatch:
-    """Begin, end and number of tokens of each call of the compiled step."""
+    """Begin, end and number of tokens of each call of the compiled step; none begins before `go` is set."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[float, float, int]] = []
+        self.go = threading.Event()
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def step(token_ids: Any, *others: Any) -> Any:
+            self.go.wait()
             began = time.perf_counter()
             result = call(token_ids, *others)
             self.calls.append((began, time.perf_counter(), int(token_ids.shape[0])))
@@ -87,7 +90,7 @@ def measure(
         return llm._core
 
     params = SamplingParams(temperature=temperature, seed=0, max_tokens=answer, ignore_eos=True)
-    loop_seconds = _run(_read_all(core, batch, context, params))
+    loop_seconds = _run(_read_all(core, batch, context, params, watch.go.set))
     return _summed(watch.calls, batch, loop_seconds)
 
 
@@ -100,8 +103,11 @@ def _run(work: Coroutine[Any, Any, _Marks]) -> _Marks:
     return uvloop.run(work)
 
 
-async def _read_all(core: Callable[[], EngineCore], batch: int, context: int, params: SamplingParams) -> _Marks:
-    """Reads all streams to their ends; returns the marks at the beginning, and at each output of the first."""
+async def _read_all(
+    core: Callable[[], EngineCore], batch: int, context: int, params: SamplingParams, go: Callable[[], None]
+) -> _Marks:
+    """Reads all streams to their ends; returns the marks at the beginning, and at each output of the first. `go` is
+    called when all have been asked for: a small model might have answered the first by then."""
     engine = AsyncEngine(core)
     await engine.start()
     marks: _Marks = [(time.perf_counter(), time.thread_time())]
@@ -113,8 +119,12 @@ async def _read_all(core: Callable[[], EngineCore], batch: int, context: int, pa
                 marks.append((time.perf_counter(), time.thread_time()))
 
     try:
-        await asyncio.gather(*(read(number) for number in range(batch)))
+        reading = asyncio.gather(*(read(number) for number in range(batch)))
+        await asyncio.sleep(0)  # until they wait
+        go()
+        await reading
     finally:
+        go()
         await engine.stop()
     return marks
 
