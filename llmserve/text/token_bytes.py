@@ -22,7 +22,8 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
 
 
-_ALPHABET = _byte_level_alphabet()
+# For str.translate: each stand-in becomes its byte as a character of Latin-1, and what is none becomes no such character.
+_BYTES = {b: "\u0100" for b in range(256)} | {ord(c): chr(b) for c, b in _byte_level_alphabet().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Spelling:
 def byte_level(token: str) -> bytes:
     """The bytes of a byte-level BPE token; one with a foreign character (an added token) stands for itself."""
     try:
-        return bytes(_ALPHABET[c] for c in token)
-    except KeyError:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode()
 
 
