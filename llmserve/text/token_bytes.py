@@ -22,8 +22,8 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
 
 
-# For str.translate: each stand-in becomes its byte as a character of Latin-1, and what is none becomes no such character.
-_BYTES = {b: "\u0100" for b in range(256)} | {ord(c): chr(b) for c, b in _byte_level_alphabet().items()}
+# For str.translate: each stand-in becomes its byte as a character of Latin-1; what is none becomes no such character.
+_BYTES = dict.fromkeys(range(256), "\u0100") | {ord(c): chr(b) for c, b in _byte_level_alphabet().items()}
 
 
 @dataclass(frozen=True, slots=True)
