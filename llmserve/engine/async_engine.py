@@ -253,11 +253,12 @@ class AsyncEngine:
         while True:
             if news and not core.has_work():
                 news = self._tell(news)
-            with self._wakeup:
-                self._wakeup.wait_for(lambda: self._inbox or core.has_work() or self._stop_at is not None)
-                jobs, self._inbox = self._inbox, []
-            for job in jobs:
-                news += self._do(core, job)
+            if self._inbox or not core.has_work():  # else there is nothing to wait for, and no need of the lock
+                with self._wakeup:
+                    self._wakeup.wait_for(lambda: self._inbox or core.has_work() or self._stop_at is not None)
+                    jobs, self._inbox = self._inbox, []
+                for job in jobs:
+                    news += self._do(core, job)
             if self._stop_at is not None and (not core.has_work() or time.monotonic() >= self._stop_at):
                 rest = [core.abort(request_id) for request_id in list(core.scheduler.requests)]
                 self._tell(news + [(output.request_id, output) for output in rest if output])
