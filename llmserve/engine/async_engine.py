@@ -251,11 +251,13 @@ class AsyncEngine:
     def _serve(self, core: EngineCore) -> None:
         news: list[_News] = []
         while True:
-            if news and not core.has_work():
+            busy = core.has_work()
+            if not busy:
                 news = self._tell(news)
-            if self._inbox or not core.has_work():  # else there is nothing to wait for, and no need of the lock
+            if self._inbox or not busy:  # else there is nothing to wait for, and no need of the lock
                 with self._wakeup:
-                    self._wakeup.wait_for(lambda: self._inbox or core.has_work() or self._stop_at is not None)
+                    if not busy:
+                        self._wakeup.wait_for(lambda: self._inbox or self._stop_at is not None)
                     jobs, self._inbox = self._inbox, []
                 for job in jobs:
                     news += self._do(core, job)

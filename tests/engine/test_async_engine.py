@@ -337,7 +337,7 @@ def test_an_idle_engine_sleeps() -> None:
         core.has_work = lambda: waits.append(1) or original()  # type: ignore[method-assign]
         before = time.process_time()
         await asyncio.sleep(0.3)
-        assert len(waits) <= 3, "on a busy machine the thread may only have been about to sleep"
+        assert len(waits) <= 1, "on a busy machine the thread may not have been asleep yet"
         assert time.process_time() - before < 0.15
 
     serve(test)

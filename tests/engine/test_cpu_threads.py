@@ -117,7 +117,7 @@ def test_sleeping_workers_are_woken(running: Pool) -> None:
     time.sleep(0.1)  # far longer than a worker spins
     before = running.by_others
     assert running.drive(32, sleep_us=20_000)[0] == 0
-    assert running.by_others > before
+    assert running.by_others - before >= 4  # of 32: the caller alone did not do more than nine tenths
 
 
 def test_a_failing_task_is_reported_and_the_next_loop_runs(running: Pool) -> None:
