@@ -4,14 +4,16 @@
 const ALIGNMENT = 256; // of uniform blocks, on every adapter
 const TYPES = { float32: Float32Array, int32: Int32Array, uint32: Uint32Array };
 
+async function get(url) {
+  const answer = await fetch(url, { cache: "no-cache" });
+  if (!answer.ok) throw new Error(`there is no ${url}; make one with python web/example.py`);
+  return answer;
+}
+
+// One file after the other: of two that are missing, the page always names the first.
 export async function load(folder) {
-  const [recording, data] = await Promise.all(
-    ["recording.json", "recording.bin"].map(async (name) => {
-      const answer = await fetch(folder + name, { cache: "no-cache" });
-      if (!answer.ok) throw new Error(`there is no ${folder}${name}; make one with python web/example.py`);
-      return name.endsWith(".json") ? answer.json() : answer.arrayBuffer();
-    }),
-  );
+  const recording = await (await get(`${folder}recording.json`)).json();
+  const data = await (await get(`${folder}recording.bin`)).arrayBuffer();
   if (recording.version !== 1) throw new Error(`recordings of version ${recording.version} are not known here`);
   return { ...recording, data };
 }
