@@ -117,17 +117,19 @@ def _healthy(port: int) -> bool:
 
 
 def load(url: str, clients: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
-    """Run all clients to their end and sum up. Raises LLMServeError when not one request was answered with text."""
-    name = _model_name(url)
-    _request(url, name, random.Random(-1).choices(_BYTES, k=8), 2)  # what a first request pays is not measured
+    """Run all clients to their end and sum up. Raises LLMServeError when not one request was answered with text.
+
+    No prompt was ever asked before, by this load or another: a server that remembers prompts would answer it at once.
+    """
+    name, rng = _model_name(url), random.Random()
+    prompts = [[rng.choices(_BYTES, k=prompt_tokens) for _ in range(REQUESTS)] for _ in range(clients)]
+    _request(url, name, rng.choices(_BYTES, k=8), 2)  # what a first request pays is not measured
     streams: list[Stream] = []
     begin = threading.Barrier(clients + 1)
 
     def client(number: int) -> None:
-        rng = random.Random(number)
-        prompts = [rng.choices(_BYTES, k=prompt_tokens) for _ in range(REQUESTS)]
         begin.wait()
-        for prompt in prompts:
+        for prompt in prompts[number]:
             streams.append(_request(url, name, prompt, max_tokens))
 
     threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]

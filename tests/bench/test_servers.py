@@ -40,6 +40,20 @@ def test_a_start_is_timed_and_the_server_gone_after_it(tmp_path: Path) -> None:
     assert not serve._healthy(ports[0])
 
 
+def test_no_prompt_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def request(url: str, model: str, prompt: list[int], max_tokens: int) -> serve.Stream:
+        asked.append(tuple(prompt))
+        return serve.Stream(arrivals=[0.1], tokens=1)
+
+    monkeypatch.setattr(serve, "_model_name", lambda url: "any")
+    monkeypatch.setattr(serve, "_request", request)
+    for _ in range(2):
+        assert serve.load("http://any", 3, 16, 4)["requests"] == 3 * serve.REQUESTS
+    assert len(asked) == len(set(asked)) == 2 * (1 + 3 * serve.REQUESTS)
+
+
 def test_the_peak_and_its_part_from_files() -> None:
     found = servers.Server("us", "", os.getpid(), "").memory()
     assert found["peak_rss_mib"] >= found["rss_mib"] > found["file_mib"] > 0
