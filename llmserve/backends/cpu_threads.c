@@ -25,7 +25,7 @@ typedef int (*Launch)(Task task, void* data, int num_task);
 
 extern Launch __TVMBackendParallelLaunch;
 
-enum { MAX_THREADS = 256, TASKS_PER_THREAD = 8, SPINS = 20000, YIELD_EVERY = 256 };
+enum { MAX_THREADS = 256, TASKS_PER_THREAD = 16, SPINS = 20000, YIELD_EVERY = 256 };
 
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()

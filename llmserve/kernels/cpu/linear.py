@@ -25,7 +25,7 @@ from .rows import Source, rows_of
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
-CACHE_ROWS = 64  # rows of x per pass over the weights: their int8 form stays in the second-level cache
+CACHE_BYTES = 512 << 10  # of x that a pass over the weights keeps in the second-level cache
 LANES = 8  # inputs come in multiples of this
 
 
@@ -48,10 +48,16 @@ def _store_tile(y: Any, acc: Any, offset: int, m: Any, tile: Any, n: int, isa: I
 
 
 def _over_rows(
-    m: Any, count: int, nbytes: int, streams: int, height: int, begin: Callable[[int], Callable[..., None]]
+    m: Any,
+    count: int,
+    nbytes: int,
+    row_bytes: int,
+    streams: int,
+    height: int,
+    begin: Callable[[int], Callable[..., None]],
 ) -> None:
     """The loop nest shared by all formats: one row by `streams` tiles, or `height` rows by one tile. The weights have
-    `count` tiles and `nbytes` bytes.
+    `count` tiles and `nbytes` bytes, a row of x as tiles read it `row_bytes`.
 
     `begin(height)` readies the rows of x for blocks of so many. It returns `tile_at(first_row, rows, first_tile, tiles,
     limit)`, which computes rows x tiles.
@@ -67,10 +73,11 @@ def _over_rows(
             heights = range(least := max(1, height // 4), height + 1, least)
             # Neighbouring tiles go together: their outputs share cache lines, and a row of y may be a page away.
             together = 2 if count % 2 == 0 else 1
-            with T.serial((m + CACHE_ROWS - 1) // CACHE_ROWS) as outer, T.parallel(count // together) as t:
-                blocks = (T.min(CACHE_ROWS, m - outer * CACHE_ROWS) + height - 1) // height
+            rows = max(1, CACHE_BYTES // row_bytes // height) * height
+            with T.serial((m + rows - 1) // rows) as outer, T.parallel(count // together) as t:
+                blocks = (T.min(rows, m - outer * rows) + height - 1) // height
                 with T.serial(blocks) as inner, T.serial(together) as w:
-                    first, tile = outer * CACHE_ROWS + inner * height, t * together + w
+                    first, tile = outer * rows + inner * height, t * together + w
                     _fitting(m - first, heights, lambda n: tile_at(first, n, tile, 1, m))
 
 
@@ -181,7 +188,7 @@ def quantized_linear(
                         _store_tile(y, acc, i * rows, row + i, tile, n, isa, b)
 
         with block("linear"):
-            _over_rows(m, count, fmt.nbytes(n, k), 1, isa.rows_per_block, begin)
+            _over_rows(m, count, fmt.nbytes(n, k), k, 1, isa.rows_per_block, begin)
 
     return build(name, body)
 
@@ -237,6 +244,6 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, so
             return partial(tile_at, x)
 
         with block("linear"):
-            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4, FLOAT_ROWS, begin)
+            _over_rows(m, count, n * k * np.dtype(dtype).itemsize, 4 * k, 4, FLOAT_ROWS, begin)
 
     return build(name, body)

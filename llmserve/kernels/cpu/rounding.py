@@ -24,7 +24,7 @@ MAX_LANES = 16  # of the quantizer
 def shared_groups(fmt: GroupFormat) -> int:
     """Groups of weights whose activations share a scale: beside weights of 3 or 4 bits the coarser rounding is not seen
     (docs/performance.md has figures), beside 8 bits it would be."""
-    return 1 if fmt.bits == 8 else 2
+    return 1 if fmt.bits == 8 else 4
 
 
 def quantize_activations(
