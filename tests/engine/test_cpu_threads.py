@@ -110,14 +110,14 @@ def running(pool: Pool) -> Iterator[Pool]:
 @pytest.mark.parametrize("extent", [0, 1, 3, 31, 32, 33, 1000])
 def test_every_element_is_done_once_in_every_loop(running: Pool, extent: int) -> None:
     wrong, tasks = running.drive(extent, rounds=2000)
-    assert wrong == 0 and tasks == 2000 * 32  # 4 threads, 8 tasks each
+    assert wrong == 0 and tasks == 2000 * 64  # 4 threads, 16 tasks each
 
 
 def test_sleeping_workers_are_woken(running: Pool) -> None:
     time.sleep(0.1)  # far longer than a worker spins
     before = running.by_others
-    assert running.drive(32, sleep_us=20_000)[0] == 0
-    assert running.by_others - before >= 4  # of 32: the caller alone did not do more than nine tenths
+    assert running.drive(64, sleep_us=20_000)[0] == 0
+    assert running.by_others - before >= 7  # of 64: the caller alone did not do more than nine tenths
 
 
 def test_a_failing_task_is_reported_and_the_next_loop_runs(running: Pool) -> None:
@@ -138,8 +138,8 @@ def test_a_second_caller_runs_its_loop_alone(running: Pool) -> None:
 def test_without_users_the_library_has_its_own_launcher_back(pool: Pool) -> None:
     assert pool.drive(10) == (0, 1)
     assert pool.start(2) == 2 and pool.start(8) == 2  # the first user decides
-    assert pool.drive(10)[1] == 16
+    assert pool.drive(10)[1] == 32
     pool.stop()
-    assert pool.drive(10)[1] == 16
+    assert pool.drive(10)[1] == 32
     pool.stop()
     assert pool.drive(10) == (0, 1)
