@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.compile.artifact import checkpoint_fingerprint, obtain
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 HERE = Path(__file__).parent
 LLAMA_1B: dict[str, Any] = {

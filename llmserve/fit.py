@@ -5,6 +5,7 @@ Arithmetic on config.json alone: nothing is converted, and of a model on the Hub
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def weight_bytes(model: CausalLM, scheme: Scheme) -> int:
         n, k = matrix.out_features, matrix.in_features
         total += storage.nbytes(n, k) if isinstance(storage, GroupFormat) else n * k * np.dtype(storage).itemsize
         total += 4 * n * matrix.has_bias
-    return total + sum(4 * norm.width for _, norm in model.norms())
+    return total + sum(4 * math.prod(param.shape) for _, param in model.floats())
 
 
 def kv_bytes(config: DecoderConfig, scheme: Scheme) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.weights.random_checkpoint import write_random_checkpoint
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from llmserve import __version__, cli
 from llmserve.config import Config, load_toml
 from llmserve.models.base import families
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 TINY = TINY_LLAMA | {
     "hidden_size": 64,

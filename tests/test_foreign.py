@@ -16,7 +16,7 @@ import pytest
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
 from llmserve.models.base import family as find
-from llmserve.weights.random_checkpoint import write_random_checkpoint
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 from .weights.foreign import packing
 from .weights.foreign.packing import Packer

@@ -15,7 +15,7 @@ from ..kernels.base import Storage
 from ..quant.group import INT8, GroupFormat
 from ..quant.scheme import SCHEMES, Matrix, Scheme, storage_name
 from ..quant.takeover import widest
-from ..weights.mapping import Fuse, map_weights
+from ..weights.mapping import Rule, map_weights
 from ..weights.source import Packed, Source
 
 
@@ -39,7 +39,7 @@ class _Adopted:
 
 
 def adopt(
-    matrices: Iterable[tuple[str, Matrix]], source: Source, rules: Sequence[Fuse], wanted: Scheme, explicit: bool
+    matrices: Iterable[tuple[str, Matrix]], source: Source, rules: Sequence[Rule], wanted: Scheme, explicit: bool
 ) -> tuple[Scheme, str]:
     """(the scheme with every matrix's storage, what became of them in one or two sentences).
 

@@ -250,10 +250,10 @@ class Build:
             TensorSpec(name, np.dtype(str(p.dtype)), tuple(int(n) for n in p.shape))
             for name, p in self.model.named_parameters()
         ]
-        matrices, norms = dict(self.model.matrices()), dict(self.model.norms())
+        matrices = dict(self.model.matrices())
         with SafetensorsWriter(directory / PARAMS_FILE, specs, {"layout": self.kernels.name}) as writer:
-            for name in norms:
-                writer.write(f"{name}.weight", stored[f"{name}.weight"], 0)
+            for name, _ in self.model.floats():
+                writer.write(name, stored[name], 0)
             for done, (name, matrix) in enumerate(matrices.items(), 1):
                 parts = ("q_weight", "q_scale", "q_zero", "weight", "bias")
                 own = {part: stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in stored}
@@ -266,14 +266,13 @@ class Build:
     @cached_property
     def _library_causes(self) -> dict[str, Any]:
         """Nothing of one model alone: its sisters of the same shape share the library. Rotary tables are arguments."""
-        shape = {
-            key: value for key, value in vars(self.config).items() if key not in ("rope", "max_position_embeddings")
-        }
+        others = ("rope", "layers", "max_position_embeddings", "interleaved")
+        shape = {key: value for key, value in vars(self.config).items() if key not in others}
         return {
             "model": f"{self.config.family}-{self.config.num_layers}x{self.config.hidden_size}",
             **self.scheme.stored,
             "platform": self.kernels.name,
-            "config": {**shape, "window": list(self.config.window)},
+            "config": {**shape, "tables": len(self.config.rope), "layers": [vars(kind) for kind in self.config.layers]},
             "target": dict(self.target),
             "limits": vars(self.limits),
             "tvm": tvm_version(),
@@ -330,7 +329,8 @@ class Build:
     def run(self, max_model_len: int | None = None) -> CompiledModel:
         """All three steps. `max_model_len` None is the model's own limit, or DEFAULT_CONTEXT if that is longer."""
         longest = self.config.max_position_embeddings
-        if max_model_len is not None and max_model_len > longest and self.config.rope.kind != "dynamic":
+        fixed = all(rope.kind != "dynamic" for rope in self.config.rope)
+        if max_model_len is not None and max_model_len > longest and fixed:
             raise UnsupportedError(
                 f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
             )
@@ -339,7 +339,7 @@ class Build:
         # Weights first: what is wrong with a checkpoint shows before anything is compiled.
         source, params, library = self.weights(), self.params(), self.library()
         frequencies = rope.inverse_frequencies(self.config, length)
-        cos, sin = rope.tables_of(*frequencies, length)
+        cos, sin = rope.tables_of(frequencies, length)
         compiled = CompiledModel(
             name=self.name,
             source=source,

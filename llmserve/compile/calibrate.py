@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, ConfigError
+from ..models.config import LayerKind
 from ..quant import awq, gptq, scale_search
 from ..quant.group import GroupFormat, as_float32, dequantize
 from ..quant.scheme import Scheme
@@ -95,7 +96,7 @@ class Calibrator:
         self.notes: list[str] = []
         self._parts: list[Path] = []
         self._made: dict[str, Array] = {}
-        self._programs: dict[int, LayerProgram] = {}
+        self._programs: dict[LayerKind, LayerProgram] = {}
         self._states: npt.NDArray[np.float32] | None = None  # what layer `_layer` is given
         self._layer = 0
         self._threads = len(os.sched_getaffinity(0))
@@ -187,7 +188,7 @@ class Calibrator:
                 rounded[name] = _Inputs(total.total if self._keeps_moments else None, factored)
         moments.clear()
         if "awq" in self.methods:
-            self._fold(params, weights, rounded)
+            self._fold(program, params, weights, rounded)
         with SafetensorsWriter(
             directory / PARAMS_FILE, [spec for p in params.values() for spec in p.outputs]
         ) as writer:
@@ -197,11 +198,14 @@ class Calibrator:
                     writer.write(spec.name, array)
 
     def _fold(
-        self, params: Mapping[str, ParamPlan], weights: dict[str, Array], rounded: MutableMapping[str, _Inputs]
+        self,
+        program: LayerProgram,
+        params: Mapping[str, ParamPlan],
+        weights: dict[str, Array],
+        rounded: MutableMapping[str, _Inputs],
     ) -> None:
         """Scales the channels of a layer, in `weights` and in what is known of its matrices' inputs."""
-        c = self.config
-        for fold in awq.folds(c.num_heads, c.num_kv_heads, c.head_dim, c.hidden_size, c.intermediate_size):
+        for fold in program.folds():
             inputs, fmt = rounded.get(fold.consumer), params[f"{fold.consumer}.weight"].storage
             if inputs is None or inputs.moments is None or not isinstance(fmt, GroupFormat):
                 continue
@@ -270,13 +274,13 @@ class Calibrator:
         return int(self.sequences.ids.shape[1])
 
     def _program(self, layer: int) -> LayerProgram:
-        window = self.config.window[layer]
-        if window not in self._programs:
+        kind = self.config.layers[layer]
+        if kind not in self._programs:
             count = max(1, _CALL // self._length)
-            program = LayerProgram(self.subject.family, self.config, window, self.subject.kernels, count, self._length)
+            program = LayerProgram(self.subject.family, self.config, kind, self.subject.kernels, count, self._length)
             causes = {
                 **self.causes,
-                "part": f"program of window {window}",
+                "part": f"program of {kind}",
                 "platform": self.subject.kernels.name,
                 "target": dict(self.subject.target),
                 "tvm": tvm_version(),
@@ -284,13 +288,13 @@ class Calibrator:
             path = artifact.obtain("calibration", causes, partial(program.compile, self.subject.target))
             self._parts.append(path)
             program.load(path)
-            self._programs[window] = program
-        return self._programs[window]
+            self._programs[kind] = program
+        return self._programs[kind]
 
     def _set(self, layer: int, weights: Mapping[str, Array]) -> LayerProgram:
         program = self._program(layer)
-        norm = self._read(self._params["model.norm.weight"])
-        program.set_weights(weights, norm)
+        outer = {name: self._read(self._params[name]) for name in program.outer_floats()}
+        program.set_weights(weights, outer)
         return program
 
     def _calls(self, states: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
@@ -312,14 +316,17 @@ class Calibrator:
     # --- weights
 
     def _embed(self, ids: npt.NDArray[np.int32], made: Mapping[str, Array] | None) -> npt.NDArray[np.float32]:
-        """Rows of the embedding, [tokens, hidden], as stored or, without `made`, as the checkpoint has them."""
+        """The first layer's input, [tokens, hidden], of the embedding as stored or, without `made`, as the checkpoint has
+        it."""
         param = self._params[f"{_EMBEDDING}.weight"]
         flat, places = np.unique(ids.reshape(-1), return_inverse=True)
         if made is not None:
-            return self._dequantized(param, {spec.name: made[spec.name][flat] for spec in param.outputs})[places]
-        source = self.subject.source
-        rows = [source.read_rows(param.sources[0], int(i), int(i) + 1) for i in flat]
-        return as_float32(np.concatenate(rows))[places]
+            rows = self._dequantized(param, {spec.name: made[spec.name][flat] for spec in param.outputs})
+        else:
+            source = self.subject.source
+            rows = as_float32(np.concatenate([source.read_rows(param.sources[0], int(i), int(i) + 1) for i in flat]))
+        program = self._set(0, self._float_layer(0))
+        return program.begin(rows[places], np.tile(np.arange(ids.shape[1]), len(ids)))
 
     def _float_layer(self, layer: int) -> dict[str, Array]:
         prefix = f"model.layers.{layer}."

@@ -142,13 +142,13 @@ def skeleton(subject: Subject, length: int) -> Iterator[quality.Skeleton]:
     """The model's layers, compiled for windows of `length` tokens."""
     config, programs = subject.config, {}
     with TemporaryDirectory(prefix="llmserve-") as directory:
-        for window in sorted(set(config.window)):
-            path = Path(directory) / str(window)
+        for number, kind in enumerate(dict.fromkeys(config.layers)):
+            path = Path(directory) / str(number)
             path.mkdir()
             sequences = max(1, _TOKENS_PER_CALL // length)
-            program = LayerProgram(subject.family, config, window, subject.kernels, sequences, length)
+            program = LayerProgram(subject.family, config, kind, subject.kernels, sequences, length)
             program.compile(subject.target, path)
             program.load(path)
-            programs[window] = program
-        head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-        yield quality.Skeleton(programs, config.window, head, config.vocab_size)
+            programs[kind] = program
+        head, bias = subject.frame.head_name, subject.frame.head_matrix.has_bias
+        yield quality.Skeleton(programs, config.layers, head, config.vocab_size, bias)

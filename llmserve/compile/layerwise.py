@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from ..kernels.base import Batch, Composed, KernelSet, Weight, active, using
+from ..kernels import step
+from ..kernels.base import Composed, KernelSet, Weight, active, using
+from ..kernels.step import Argument
 from ..models import rope
-from ..models.base import Family
-from ..models.config import DecoderConfig
-from ..models.layers import Matrix, PageFormat, RMSNorm, walk
+from ..models.base import Family, batch_of, entry, spec_of
+from ..models.config import DecoderConfig, LayerKind
+from ..models.layers import Fold, Matrix, PageFormat, walk
 from ..weights.load import aligned
 from .compiled import LIBRARY_FILE, start_threads
 from .host import link
@@ -31,6 +33,7 @@ from .pipeline import compile_module
 Array = npt.NDArray[np.float32]
 
 _PAGE_SIZE = 16
+_PREFIX = "model.layers.0."
 
 
 @dataclass
@@ -55,13 +58,19 @@ class _Recorded(Composed):
         return self.weight.lookup(ids, params)
 
 
-class _Layer(nn.Module):
-    """The entry points: the inputs of a layer's matrices, its output, and the norm after the last layer."""
+_X = Argument("x", ("num_tokens", "hidden_size"), "float32")
+_POSITIONS = step.INDEX[step.index_of("positions")]
+_PLACES = tuple(row for row in step.INDEX if row.name not in ("token_ids", "logit_rows"))
+"""What a layer needs to know of its tokens."""
 
-    def __init__(self, family: Family, config: DecoderConfig, window: int) -> None:
-        one = family.model(replace(config, num_layers=1, window=(window,)), PageFormat(_PAGE_SIZE, "float32"))
-        self.layer = one.model.layers[0]
-        self.norm = one.model.norm
+
+class _Layer(nn.Module):
+    """The entry points: what comes before the first layer, the inputs of a layer's matrices, its output, the norm after
+    the last layer, and what is done to the head's product."""
+
+    def __init__(self, family: Family, config: DecoderConfig, kind: LayerKind) -> None:
+        self.whole = family.model(config.one_layer(kind), PageFormat(_PAGE_SIZE, "float32"))
+        self.layer = self.whole.model.layers[0]
         self.tape: list[Tensor] = []
         for _, matrix in self.matrices():
             weight = active().weight(matrix.out_features, matrix.in_features, "float32", matrix.has_bias)
@@ -70,87 +79,55 @@ class _Layer(nn.Module):
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         return ((name, module) for name, module in walk(self.layer) if isinstance(module, Matrix))
 
-    def norms(self) -> Iterator[tuple[str, RMSNorm]]:
-        return ((name, module) for name, module in walk(self.layer) if isinstance(module, RMSNorm))
+    @entry(_X, _POSITIONS)
+    def begin(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rows [M, hidden] of the embedding → the first layer's x."""
+        return self.whole.model.begin(x, positions)
 
-    def inputs(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        tile_seq: Tensor,
-        tile_row: Tensor,
-        tile_rows: Tensor,
-        page_indptr: Tensor,
-        page_values: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        pages: Tensor,
-    ) -> tuple[Tensor, ...]:
+    @entry(_X, *_PLACES, *step.ROTARY, "pages")
+    def inputs(self, x: Tensor, pages: Tensor, **arrays: Tensor) -> tuple[Tensor, ...]:
         """x [M, hidden] → what each matrix is multiplied with, [M, in], in the order of `matrices`."""
         self.tape.clear()
-        batch = Batch(
-            positions, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, slots, cos, sin
-        )
-        self.layer(x, None, batch, pages)
+        self._run(x, pages, arrays)
         return tuple(self.tape)
 
-    def output(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        tile_seq: Tensor,
-        tile_row: Tensor,
-        tile_rows: Tensor,
-        page_indptr: Tensor,
-        page_values: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        pages: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    @entry(_X, *_PLACES, *step.ROTARY, "pages")
+    def output(self, x: Tensor, pages: Tensor, **arrays: Tensor) -> tuple[Tensor, Tensor]:
         """x [M, hidden] → two terms whose sum is the next layer's x."""
-        batch = Batch(
-            positions, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values, slots, cos, sin
-        )
+        return self._run(x, pages, arrays)
+
+    def _run(self, x: Tensor, pages: Tensor, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        batch = batch_of(arrays, token_ids=arrays["positions"], logit_rows=arrays["slots"])
         branch, residual = self.layer(x, None, batch, pages)
         return branch, residual
 
+    @entry(_X)
     def normed(self, x: Tensor) -> Tensor:
         """x [M, hidden] → the head's input."""
-        return self.norm(x)
+        return self.whole.model.norm(x)
 
-    def spec(self, config: DecoderConfig) -> nn.spec.ModuleSpec:
-        def int32(size: str) -> nn.spec.Tensor:
-            return nn.spec.Tensor([size], "int32")
+    @entry(step.LOGITS)
+    def finish(self, logits: Tensor) -> Tensor:
+        """The head's product → logits, written and returned."""
+        return self.whole.finish(logits)
 
-        x = nn.spec.Tensor(["num_tokens", config.hidden_size], "float32")
-        pages = active().page_tensor(self.layer.self_attn.shape, "num_pages")
+    def spec(self) -> nn.spec.ModuleSpec:
         packed = {"param_mode": "packed", "effect_mode": "none"}
-        step = {
-            "x": x,
-            **{name: int32("num_tokens") for name in ("positions", "slots")},
-            **{name: int32("num_tiles") for name in ("tile_seq", "tile_row", "tile_rows")},
-            "page_indptr": int32("num_indptr"),
-            "page_values": int32("num_page_values"),
-            **{name: nn.spec.Tensor(["table", config.head_dim // 2], "float32") for name in ("cos", "sin")},
-            "pages": nn.spec.Tensor(list(pages), "float32"),
-            "$": packed,
-        }
-        return nn.spec.ModuleSpec.from_raw(
-            {"inputs": dict(step), "output": dict(step), "normed": {"x": x, "$": packed}}, self
-        )
+        pages = nn.spec.Tensor(list(active().page_tensor(self.layer.self_attn.shape, "num_pages")), "float32")
+        entries = {name: {"pages": pages, "$": dict(packed)} for name in ("inputs", "output")}
+        entries |= {name: {"$": dict(packed)} for name in ("begin", "normed", "finish")}
+        return spec_of(self, entries, self.whole.config)
 
 
 class LayerProgram:
-    """A compiled layer of one attention window, for `sequences` times `length` tokens a call at most."""
+    """A compiled layer of one kind, for `sequences` times `length` tokens a call at most."""
 
     def __init__(
-        self, family: Family, config: DecoderConfig, window: int, kernels: KernelSet, sequences: int, length: int
+        self, family: Family, config: DecoderConfig, kind: LayerKind, kernels: KernelSet, sequences: int, length: int
     ) -> None:
         self.config, self.kernels, self.max_sequences, self.length = config, kernels, sequences, length
         with using(kernels):
-            self._module = _Layer(family, config, window)
+            self._module = _Layer(family, config, kind)
             self.page_shape = kernels.page_tensor(self._module.layer.self_attn.shape, self._pages_per_call)
             self.query_tile = kernels.query_tile(self._module.layer.self_attn.shape)
         self._tables = tuple(aligned(table) for table in rope.tables(config, length))
@@ -163,13 +140,22 @@ class LayerProgram:
         """The layer's weight matrices by their names below the layer, in the order of `inputs`."""
         return dict(self._module.matrices())
 
-    def norms(self) -> list[str]:
-        return [name for name, _ in self._module.norms()]
+    def floats(self) -> list[str]:
+        """Norms and tables of the layer, by their names below it."""
+        return [name.removeprefix(_PREFIX) for name, _ in self._module.whole.floats() if name.startswith(_PREFIX)]
+
+    def outer_floats(self) -> list[str]:
+        """Those of the model outside its layers, by their names in the model."""
+        return [name for name, _ in self._module.whole.floats() if not name.startswith(_PREFIX)]
+
+    def folds(self) -> list[Fold]:
+        """What calibration may scale."""
+        return list(self._module.layer.folds())
 
     def compile(self, target: Mapping[str, Any], directory: Path) -> None:
         """Writes the library into `directory`."""
         with using(self.kernels):
-            module, _ = self._module.export_tvm(self._module.spec(self.config))
+            module, _ = self._module.export_tvm(self._module.spec())
         module = relax.transform.DeadCodeElimination()(module)  # `inputs` wants nothing of the last product
         executable = compile_module(module, target, {"num_tokens": self.max_sequences * self.length})
         executable.export_library(str(directory / LIBRARY_FILE), fcompile=link)
@@ -185,21 +171,35 @@ class LayerProgram:
         start_threads(self, library, len(os.sched_getaffinity(0)))
         self._pages = self._tensor(aligned(np.zeros(self.page_shape, np.float32)))
 
-    def set_weights(self, stored: Mapping[str, npt.NDArray[Any]], norm: Array | None = None) -> None:
-        """The layer to run from now on: `<matrix>.weight`, `<matrix>.bias` and `<norm>.weight`, float32, by their names
-        below the layer; and `norm`, the weight of the norm after the last layer, which only `normed` reads."""
+    def set_weights(self, stored: Mapping[str, npt.NDArray[Any]], outer: Mapping[str, npt.NDArray[Any]] = {}) -> None:
+        """The layer to run from now on: `<matrix>.weight`, `<matrix>.bias` and `floats`, float32, by their names below
+        the layer; and `outer_floats`, which only `begin` and `normed` read (ones stand in for those that are missing)."""
         import tvm_ffi
 
         params: dict[str, npt.NDArray[Any]] = {}
         for name, matrix in self._module.matrices():
             parts = ("weight", "bias")
             own = {part: stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in stored}
-            params |= {f"layer.{name}.{suffix}": array for suffix, array in matrix.arrange(own).items()}
-        for name in self.norms():
-            params[f"layer.{name}.weight"] = stored[f"{name}.weight"]
-        params["norm.weight"] = np.ones(self.config.hidden_size, np.float32) if norm is None else norm
-        names = [name for name, _ in self._module.named_parameters()]
+            params |= {f"{_PREFIX}{name}.{suffix}": array for suffix, array in matrix.arrange(own).items()}
+        for name, param in self._module.whole.floats():
+            inside = name.startswith(_PREFIX)
+            array = stored[name.removeprefix(_PREFIX)] if inside else outer.get(name, np.ones(param.shape, np.float32))
+            params[name] = array
+        names = [name.removeprefix("whole.") for name, _ in self._module.named_parameters()]
         self._params = tvm_ffi.convert([self._tensor(aligned(params[name])) for name in names])
+
+    def begin(self, x: Array, positions: npt.NDArray[np.integer]) -> Array:
+        """Rows [M, hidden] of the embedding at these positions → the first layer's x. Any number of rows."""
+        parts = []
+        for at in range(0, len(x), step_rows := self.max_sequences * self.length):
+            rows, places = x[at : at + step_rows], positions[at : at + step_rows].astype(np.int32)
+            parts.append(self._call("begin", self._tensor(aligned(rows)), self._tensor(aligned(places))).numpy())
+        return np.concatenate(parts)
+
+    def finish(self, logits: Array) -> Array:
+        """The head's product [R, vocab] → logits; up to as many rows as a call has tokens."""
+        out: Array = self._call("finish", self._tensor(aligned(logits))).numpy()
+        return out
 
     def inputs(self, x: Array, length: int) -> list[Array]:
         """What each matrix is multiplied with, [M, in], for x [M, hidden] of whole sequences of `length` tokens."""

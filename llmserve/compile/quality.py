@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..models.config import LayerKind
 from ..quant.group import GroupFormat, as_float32, dequantize
 from ..quant.report import Comparison, MatrixError
 from ..quant.scheme import Scheme, storage_name
-from ..weights.convert import ConversionPlan
+from ..weights.convert import ConversionPlan, read_floats
 from ..weights.source import Source
 from .layerwise import LayerProgram
 
@@ -49,13 +50,13 @@ class Unquantized:
 
     def tensor(self, name: str) -> Array:
         param = self._params[name]
-        parts = [
-            as_float32(self._source.read_rows(source, 0, self._source.info(source).rows[0])) for source in param.sources
-        ]
-        return np.concatenate(parts).reshape(param.shape)
+        return np.concatenate([rows for _, rows in read_floats(self._source, param)]).reshape(param.shape)
 
     def rows(self, name: str, rows: Any) -> Array:
-        (source,) = self._params[name].sources  # embeddings and heads are never fused
+        param = self._params[name]
+        if param.transposed or param.order is not None or param.added or len(param.sources) > 1:
+            return self.tensor(name)[rows]
+        (source,) = param.sources  # embeddings and heads are taken as they are, and are large
         if isinstance(rows, slice):
             stop = min(rows.stop, self._params[name].shape[0])
             return as_float32(self._source.read_rows(source, rows.start, stop))
@@ -92,29 +93,33 @@ class Skeleton:
     """What is needed of a model to run it layer by layer.
 
     Attributes:
-        programs: by attention window.
-        windows: of each layer.
-        head: name of the matrix that makes logits.
+        programs: by kind of layer.
+        kinds: of each layer.
+        head: name of the matrix that makes logits, and head_bias whether it has one.
         vocab_size: its rows.
     """
 
-    programs: Mapping[int, LayerProgram]
-    windows: Sequence[int]
+    programs: Mapping[LayerKind, LayerProgram]
+    kinds: Sequence[LayerKind]
     head: str
     vocab_size: int
+    head_bias: bool = False
 
     def layers(self) -> Iterator[tuple[int, LayerProgram]]:
-        return ((i, self.programs[window]) for i, window in enumerate(self.windows))
+        return ((i, self.programs[kind]) for i, kind in enumerate(self.kinds))
+
+    def program(self, i: int) -> LayerProgram:
+        return self.programs[self.kinds[i]]
 
     def set_layer(self, i: int, weights: Weights, replaced: Mapping[str, Array] = {}) -> dict[str, Array]:
         """Has the layer's program run `weights`, but for `replaced` (names below the layer); returns what it runs."""
-        program = self.programs[self.windows[i]]
-        names = [f"{name}.weight" for name in (*program.matrices(), *program.norms())]
+        program = self.program(i)
+        names = [*(f"{name}.weight" for name in program.matrices()), *program.floats()]
         names += [f"{name}.bias" for name, matrix in program.matrices().items() if matrix.has_bias]
         layer = {
             name: replaced[name] if name in replaced else weights.tensor(f"model.layers.{i}.{name}") for name in names
         }
-        program.set_weights(layer, weights.tensor("model.norm.weight"))
+        program.set_weights(layer, {name: weights.tensor(name) for name in program.outer_floats()})
         return layer
 
 
@@ -135,10 +140,12 @@ def through(program: LayerProgram, x: Array, length: int, run: Callable[[Array, 
     return np.concatenate([run(x[at : at + step], length) for at in range(0, len(x), step)])
 
 
-def embed(weights: Weights, ids: npt.NDArray[np.int64]) -> Array:
-    """Rows [S · L, hidden] of the embedding for ids [S, L]."""
+def embed(weights: Weights, skeleton: Skeleton, ids: npt.NDArray[np.int64]) -> Array:
+    """The first layer's input [S · L, hidden] for ids [S, L]."""
     unique, place = np.unique(ids, return_inverse=True)
-    return weights.rows("model.embed_tokens.weight", unique)[place.reshape(-1)]
+    rows = weights.rows("model.embed_tokens.weight", unique)[place.reshape(-1)]
+    skeleton.set_layer(0, weights)  # with what the model has beside the embedding
+    return skeleton.program(0).begin(rows, np.tile(np.arange(ids.shape[1]), len(ids)))
 
 
 def logits(weights: Weights, skeleton: Skeleton, normed: Array) -> Array:
@@ -147,7 +154,9 @@ def logits(weights: Weights, skeleton: Skeleton, normed: Array) -> Array:
     for at in range(0, skeleton.vocab_size, _VOCABULARY_ROWS):
         block = slice(at, at + _VOCABULARY_ROWS)
         out[:, block] = normed @ weights.rows(f"{skeleton.head}.weight", block).T
-    return out
+    if skeleton.head_bias:
+        out += weights.tensor(f"{skeleton.head}.bias")
+    return skeleton.program(-1).finish(out)
 
 
 def positions(ids: npt.NDArray[np.int64], prefix: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -168,21 +177,19 @@ def compare(
     """Both models over windows of token ids [S, L], of which the first `prefix` of each are not predicted."""
     length = ids.shape[1]
     sample = max(1, _ERROR_TOKENS // length) * length
-    reference, ours = embed(unquantized, ids), embed(stored, ids)
+    reference, ours = embed(unquantized, skeleton, ids), embed(stored, skeleton, ids)
     wanted, targets = positions(ids, prefix)
     name = "model.embed_tokens"
     errors = [MatrixError(name, storage_name(scheme.storage_of(name)), relative(reference, ours))]
     for i, program in skeleton.layers():
-        progress(f"layer {i + 1} of {len(skeleton.windows)}", i / (len(skeleton.windows) + 1))
+        progress(f"layer {i + 1} of {len(skeleton.kinds)}", i / (len(skeleton.kinds) + 1))
         float_layer = skeleton.set_layer(i, unquantized)
         some = reference[:sample]
         inputs = [program.inputs(some[at : at + length], length) for at in range(0, len(some), length)]
         reference = through(program, reference, length, program.output)
         stored_layer = skeleton.set_layer(i, stored)
         ours = through(program, ours, length, program.output)
-        folded = any(
-            (stored_layer[f"{name}.weight"] != float_layer[f"{name}.weight"]).any() for name in program.norms()
-        )
+        folded = any((stored_layer[name] != float_layer[name]).any() for name in program.floats())
         for m, name in enumerate(program.matrices()):
             x, w = np.concatenate([tape[m] for tape in inputs]), float_layer[f"{name}.weight"]
             whole, other = f"model.layers.{i}.{name}", stored_layer[f"{name}.weight"]
@@ -194,7 +201,7 @@ def compare(
     comparison = Comparison()
     step = max(1, _LOGITS // skeleton.vocab_size)
     for at in range(0, len(wanted), step):
-        progress("comparing", (len(skeleton.windows) + at / len(wanted)) / (len(skeleton.windows) + 1))
+        progress("comparing", (len(skeleton.kinds) + at / len(wanted)) / (len(skeleton.kinds) + 1))
         expected = logits(unquantized, skeleton, normed[0][at : at + step])
         got = logits(stored, skeleton, normed[1][at : at + step])
         comparison.add(expected, got, targets[at : at + step])

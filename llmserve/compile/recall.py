@@ -156,8 +156,8 @@ def recall(question: Question, max_model_len: int | None) -> Recalled | None:
         library, params = directories["library"], directories["params"]
         if not (library / LIBRARY_FILE).exists():
             return None
-        frequencies, factor = note["rope"]
-        cos, sin = rope.tables_of(np.array(frequencies, np.float32), factor, note["max_model_len"])
+        frequencies = [(np.array(own, np.float32), float(factor)) for own, factor in note["rope"]]
+        cos, sin = rope.tables_of(frequencies, note["max_model_len"])
         return Recalled(
             label=note["label"],
             words=Path(note["words"]),
@@ -186,7 +186,7 @@ def remember(
     *,
     label: str,
     words: Path,
-    frequencies: tuple[npt.NDArray[np.float32], float],
+    frequencies: list[rope.Frequencies],
     notes: Sequence[str],
 ) -> None:
     """Leave a note of what a build came to.
@@ -213,7 +213,7 @@ def remember(
         "scheme": compiled.scheme,
         "platform": compiled.platform,
         "max_model_len": compiled.max_model_len,
-        "rope": [[float(x) for x in frequencies[0]], float(frequencies[1])],
+        "rope": [[[float(x) for x in own], float(factor)] for own, factor in frequencies],
         "notes": list(notes),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

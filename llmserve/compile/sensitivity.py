@@ -72,12 +72,12 @@ def measure(
 
     Raises CheckpointError when the unquantized model's outputs are NaN or infinite.
     """
-    depth, length = len(skeleton.windows), ids.shape[1]
-    x = embed(weights, ids)
+    depth, length = len(skeleton.kinds), ids.shape[1]
+    x = embed(weights, skeleton, ids)
     sample = max(1, _ERROR_TOKENS // length) * length
     variants: list[_Variant] = []
     embedding, rows = "model.embed_tokens", _Rounded(weights, rounder)
-    first = _Variant(x=embed(rows, ids))
+    first = _Variant(x=embed(rows, skeleton, ids))
     first.note(embedding, (skeleton.vocab_size, x.shape[1]), _table_errors(weights, rounder, embedding, skeleton))
     variants.append(first)
     heads: dict[int, Weights] = {0: rows} if skeleton.head == embedding else {}
@@ -170,7 +170,7 @@ def _divergences(
     """Mean KL divergence of each variant from the unquantized model, from the last layer's outputs.
 
     `heads`: where to take the head from instead of the model, by the variant's number."""
-    program, length = skeleton.programs[skeleton.windows[-1]], ids.shape[1]
+    program, length = skeleton.program(-1), ids.shape[1]
     wanted, _ = positions(ids, prefix)
     wanted = wanted[:: max(1, len(wanted) * skeleton.vocab_size // _PREDICTIONS)]
 
@@ -180,7 +180,7 @@ def _divergences(
     expected, others = normed(reference), [normed(x) for x in states]
     sums = np.zeros(len(states))
     step = max(1, _LOGITS // skeleton.vocab_size)
-    depth = len(skeleton.windows)
+    depth = len(skeleton.kinds)
     for at in range(0, len(wanted), step):
         progress("comparing", (depth + at / len(wanted)) / (depth + 1))
         log_p = log_softmax(logits(weights, skeleton, expected[at : at + step]))

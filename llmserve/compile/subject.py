@@ -70,21 +70,24 @@ class Subject:
             return self.family.model(self.config, PageFormat())
 
     def plan(self, scheme: Scheme) -> ConversionPlan:
-        """Every parameter with its sources; matrices in the scheme's storage, norms and biases in float32."""
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        """Every parameter with its sources; matrices in the scheme's storage, all else in float32."""
+        wanted: dict[str, tuple[tuple[int, ...], Any, Any]] = {}
         for name, matrix in self.frame.matrices():
             storage: Any = scheme.storage_of(name)
             if not isinstance(storage, GroupFormat):
                 storage = {"float32": "f32", "float16": "f16"}[storage]
-            shapes[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage)
+            wanted[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage, matrix.order)
             if matrix.has_bias:
-                shapes[f"{name}.bias"] = ((matrix.out_features,), "f32")
-        for name, norm in self.frame.norms():
-            shapes[f"{name}.weight"] = ((norm.width,), "f32")
+                wanted[f"{name}.bias"] = ((matrix.out_features,), "f32", matrix.order)
+        for name, param in self.frame.floats():
+            wanted[name] = (param.shape, "f32", param.order)
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(shapes, self.source.names(), self.family.weights, (*ignore, *self.source.spare()))
+        mapped = map_weights(wanted, self.source.names(), self.family.weights, (*ignore, *self.source.spare()))
         stored = scheme.stored
+        params = []
+        for m in mapped:
+            shape, storage, order = wanted[m.name]
+            params.append(ParamPlan(m.name, shape, m.sources, storage, m.added, m.transposed, order))
         return ConversionPlan(
-            tuple(ParamPlan(m.name, shapes[m.name][0], m.sources, shapes[m.name][1]) for m in mapped),
-            {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])},
+            tuple(params), {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])}
         )

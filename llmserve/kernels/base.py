@@ -5,7 +5,7 @@ Layers call these methods and never learn which platform answers; a new platform
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,14 +22,7 @@ Storage = GroupFormat | str
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's tokens, as the exported function receives them. All int32 but for the rotary tables.
-
-    token_ids, positions, slots [M]: flattened tokens of all sequences; slot = page * page_size + offset in the page.
-    tile_seq, tile_row, tile_rows [tiles]: runs of consecutive rows of one sequence (see `KernelSet.query_tile`).
-    page_indptr [B + 1], page_values [P]: the page tables, each with room behind its pages, and where they begin; how
-    many pages a table has follows from its sequence's last position. logit_rows [R]: rows whose logits are wanted.
-    cos, sin float32 [positions, head_dim / 2]: the rotary tables.
-    """
+    """One step's tokens, as the exported function receives them: step.INDEX and step.ROTARY, by name."""
 
     token_ids: Tensor
     positions: Tensor
@@ -42,6 +35,11 @@ class Batch:
     logit_rows: Tensor
     cos: Tensor
     sin: Tensor
+
+
+ACTIVATIONS = ("silu", "gelu_tanh")
+"""What `gated` computes in one pass: x / (1 + e⁻ˣ), and ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks & Gimpel 2016).
+Any other activation is made of plain operators (models/activations.py)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,12 @@ class Choices:
 class AttentionShape:
     """What attention kernels depend on.
 
-    `window`: keys a query sees, itself included; 0 for all of them. `page_dtype`: of keys and values in the cache.
+    Attributes:
+        window: keys a query sees, itself included; 0 for all of them.
+        page_dtype: of keys and values in the cache.
+        tables: rotary tables that lie side by side in `Batch.cos` and `Batch.sin`.
+        table: the one that turns queries and keys; None leaves them as they are.
+        softcap: scores s become softcap · tanh(s / softcap) (Gemma 2); 0 leaves them as they are.
     """
 
     heads: int
@@ -79,11 +82,33 @@ class AttentionShape:
     page_size: int
     window: int = 0
     page_dtype: str = "float16"
+    tables: int = 1
+    table: int | None = 0
+    softcap: float = 0.0
 
     @property
     def group(self) -> int:
         """Query heads per key-value head."""
         return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class NormKind:
+    """A norm over rows: y = (x - m) / √(mean((x - m)²) + eps) · weight + bias.
+
+    m is the mean of x if `centred` (Ba et al. 2016), else 0 (RMS norm, Zhang & Sennrich 2019). `weight` and `bias`,
+    float32 [width], are there or not; a norm's parameters are those that are, in this order.
+    """
+
+    eps: float
+    centred: bool = False
+    weight: bool = True
+    bias: bool = False
+
+    @property
+    def name(self) -> str:
+        """For kernels and cost tables."""
+        return "layer_norm" if self.centred else "rms_norm"
 
 
 class Weight(Protocol):
@@ -103,15 +128,15 @@ class Weight(Protocol):
         self,
         x: Tensor,
         residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
+        norm: NormKind,
+        norm_params: Sequence[Tensor],
         params: Mapping[str, Tensor],
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`matmul` of `KernelSet.add_rms_norm` (without a residual `rms_norm`), and x + residual (or x)."""
+        """`matmul` of `KernelSet.norm`, and x + residual (or x)."""
 
-    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        """`matmul` of `KernelSet.gated_silu`."""
+    def gated_matmul(self, gate_up: Tensor, activation: str, params: Mapping[str, Tensor]) -> Tensor:
+        """`matmul` of `KernelSet.gated`."""
 
     def lookup(self, ids: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """ids int32 [M] → rows [M, in]."""
@@ -124,18 +149,16 @@ class Composed:
         self: Weight,
         x: Tensor,
         residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
+        norm: NormKind,
+        norm_params: Sequence[Tensor],
         params: Mapping[str, Tensor],
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            return self.matmul(active().rms_norm(x, norm_weight, eps), params, out), x
-        x, residual = active().add_rms_norm(x, residual, norm_weight, eps)
-        return self.matmul(x, params, out), residual
+        normed, total = active().norm(x, residual, norm, norm_params)
+        return self.matmul(normed, params, out), total
 
-    def gated_matmul(self: Weight, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        return self.matmul(active().gated_silu(gate_up), params)
+    def gated_matmul(self: Weight, gate_up: Tensor, activation: str, params: Mapping[str, Tensor]) -> Tensor:
+        return self.matmul(active().gated(gate_up, activation), params)
 
 
 class KernelSet(Protocol):
@@ -153,13 +176,13 @@ class KernelSet(Protocol):
 
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Weight: ...
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def norm(
+        self, x: Tensor, residual: Tensor | None, norm: NormKind, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual); a residual of None adds nothing."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(rms_norm(x + residual), x + residual)."""
-
-    def gated_silu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, where gate_up [M, 2 * width] holds gate, then up."""
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        """activation(gate) * up, where gate_up [M, 2 * width] holds gate, then up; one of ACTIVATIONS."""
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x[rows], residual[rows]); x and residual [M, …] of any widths, rows int32 [R]."""
@@ -176,6 +199,9 @@ class KernelSet(Protocol):
         """(rotated queries [M, heads * D], pages with this step's keys and values written in place)."""
 
     def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor: ...
+
+    def cap_logits(self, logits: Tensor, scale: float, cap: float) -> Tensor:
+        """Logits float32 [R, vocab], written in place and returned: x · scale, then cap · tanh(x / cap) unless cap is 0."""
 
     def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
         """A token for each row of logits float32 [R, vocab], which stay as they are.

@@ -7,17 +7,40 @@ name, because the model would answer wrongly. Pure Python: no tvm, no numpy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+# Rope type → the keys that it cannot do without.
+ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (),
+    "longrope": (),
+}
+_RENAMED_ROPE = {"su": "longrope"}  # in early checkpoints of Phi-3
+# Names in config.json → ours. The last two are the reference's fast forms of the same function.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu2": "relu2",
+    "xielu": "xielu",
+}
+MAX_LAYERS = 1024
+MAX_SIZE = 1 << 24  # of any dimension: above it, a number is a mistake and would only cost memory
 
 
-class Keys:
+class ConfigKeys:
     """Typed access to a config.json; every complaint names the file and the key."""
 
     def __init__(self, raw: Mapping[str, Any], source: str = "config.json") -> None:
@@ -27,30 +50,46 @@ class Keys:
     def has(self, name: str) -> bool:
         return self.raw.get(name) is not None
 
-    def integer(self, name: str, default: int | None = None, *, low: int = 1) -> int:
+    def filled(self, **defaults: Any) -> ConfigKeys:
+        """The same with defaults for keys that are absent or null."""
+        given = {name: value for name, value in self.raw.items() if value is not None}
+        return ConfigKeys({**defaults, **given}, self.source)
+
+    def renamed(self, **names: str) -> ConfigKeys:
+        """The same with keys under the names that most families use: `hidden_size="n_embd"` reads n_embd as it."""
+        moved = {ours: self.raw[theirs] for ours, theirs in names.items() if self.has(theirs)}
+        return ConfigKeys({**self.raw, **moved}, self.source)
+
+    def _value(self, name: str, default: Any) -> Any:
         value = self.raw.get(name)
-        if value is None:
-            value = default
+        value = default if value is None else value
         if value is None:
             raise ConfigError(f"{self.source} has no '{name}', which this model family needs.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ConfigError(f"{self.source}: '{name}' must be an integer of at least {low}, not {value!r}.")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.raw.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise ConfigError(f"{self.source} has no '{name}', which this model family needs.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigError(f"{self.source}: '{name}' must be a positive number, not {value!r}.")
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{self.source}: '{name}' must be an integer from {low} to {high}, not {_shown(value)}.")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, low: float = 0.0) -> float:
+        """A finite number above `low`."""
+        value = self._value(name, default)
+        try:
+            good = not isinstance(value, bool) and isinstance(value, (int, float)) and low < float(value) < math.inf
+        except OverflowError:
+            good = False
+        if not good:
+            kind = "a positive number" if low == 0.0 else f"a number above {low:g}"
+            raise ConfigError(f"{self.source}: '{name}' must be {kind}, not {_shown(value)}.")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
+        value = self.raw.get(name)
+        value = default if value is None else value
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.source}: '{name}' must be true or false, not {value!r}.")
+            raise ConfigError(f"{self.source}: '{name}' must be true or false, not {_shown(value)}.")
         return value
 
     def expect(self, name: str, *supported: Any) -> None:
@@ -58,48 +97,109 @@ class Keys:
         value = self.raw.get(name)
         if value is not None and value not in supported:
             choices = ", ".join(map(repr, supported))
-            raise UnsupportedError(f"{self.source}: '{name}' is {value!r}; llmserve supports {choices}.")
+            raise UnsupportedError(f"{self.source}: '{name}' is {_shown(value)}; llmserve supports {choices}.")
+
+    def activation(self, name: str = "hidden_act", default: str = "silu") -> str:
+        """Our name of an activation."""
+        value = self._value(name, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            known = ", ".join(map(repr, ACTIVATIONS))
+            raise UnsupportedError(f"{self.source}: '{name}' is {_shown(value)}; llmserve supports {known}.")
+        return ACTIVATIONS[value]
+
+    def table(self, name: str) -> dict[str, Any]:
+        """A nested object; {} if it is absent."""
+        value = self.raw.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{self.source}: '{name}' must be an object, not {_shown(value)}.")
+        return dict(value or {})
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding parameters; which of `parameters` are used depends on `kind` (see models/rope.py)."""
+    """One rotary table; which of `parameters` are used depends on `kind` (see models/rope.py).
+
+    `dim`: elements of each head that turn, 0 for all.
+    """
 
     theta: float = 10000.0
     kind: str = "default"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    dim: int = 0
 
     @classmethod
-    def read(cls, keys: Keys) -> RopeConfig:
-        """From either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
-        nested = keys.raw.get("rope_parameters") or {}
-        scaling = keys.raw.get("rope_scaling") or {}
+    def read(
+        cls, keys: ConfigKeys, head_dim: int, layers: str | None = None, theta: float = 10000.0, partial: float = 1.0
+    ) -> RopeConfig:
+        """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer, of
+        which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own
+        defaults."""
+        nested, scaling = keys.table("rope_parameters"), keys.table("rope_scaling")
+        if layers is not None and isinstance(nested.get(layers), Mapping):
+            nested = dict(nested[layers])
         for name, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
-            if not isinstance(value, Mapping) or any(isinstance(v, Mapping) for v in value.values()):
+            if any(isinstance(v, Mapping) for v in value.values()):
                 raise UnsupportedError(f"{keys.source}: '{name}' must be one flat table for all layers, not {value!r}.")
-        merged = {**scaling, **nested}
+        merged = {name: value for name, value in {**nested, **scaling}.items() if value is not None}
         kind = merged.pop("rope_type", None) or merged.pop("type", None) or "default"
         merged.pop("type", None)
-        if kind not in ROPE_TYPES:
-            raise UnsupportedError(f"{keys.source}: rope type {kind!r} is not supported; {', '.join(ROPE_TYPES)} are.")
-        theta = Keys({"rope_theta": merged.pop("rope_theta", None) or keys.raw.get("rope_theta")}, keys.source)
-        if merged.get("partial_rotary_factor", keys.raw.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise UnsupportedError(f"{keys.source}: a partial_rotary_factor other than 1.0 is not supported.")
-        merged.pop("partial_rotary_factor", None)
-        needed = {
-            "linear": ("factor",),
-            "dynamic": ("factor",),
-            "yarn": ("factor",),
-            "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-        }
-        for name in needed.get(kind, ()):
-            Keys(merged, f"{keys.source}: rope type {kind!r}").number(name)
-        return cls(theta.number("rope_theta", 10000.0), kind, merged)
+        kind = _RENAMED_ROPE.get(kind, kind) if isinstance(kind, str) else kind
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
+            known = ", ".join(ROPE_TYPES)
+            raise UnsupportedError(f"{keys.source}: rope type {_shown(kind)} is not supported; {known} are.")
+        inside = ConfigKeys(merged, f"{keys.source}: rope type {kind!r}")
+        outside = keys.filled(rope_theta=theta, partial_rotary_factor=partial)
+        base = (inside if inside.has("rope_theta") else outside).number("rope_theta")
+        share = (inside if inside.has("partial_rotary_factor") else outside).number("partial_rotary_factor")
+        dim = int(head_dim * share)
+        if share > 1 or dim < 2 or dim % 2:
+            raise UnsupportedError(
+                f"{keys.source}: a partial_rotary_factor of {share:g} of {head_dim} is not supported."
+            )
+        merged = {k: v for k, v in merged.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        for name in ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"):
+            if name in merged or name in ROPE_TYPES[kind]:
+                inside.number(name)
+        if kind in ("llama3", "yarn", "longrope") and keys.has("original_max_position_embeddings"):
+            merged["original_max_position_embeddings"] = keys.integer("original_max_position_embeddings")
+        for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+            factors = merged.get(name)
+            if not isinstance(factors, list) or len(factors) != dim // 2:
+                raise ConfigError(f"{keys.source}: rope '{name}' must be a list of {dim // 2} numbers.")
+            for factor in factors:
+                ConfigKeys({name: factor}, keys.source).number(name)
+        return cls(base, kind, merged, 0 if dim == head_dim else dim)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer may have of its own. Layers of one kind are computed by the same code.
+
+    `window`: keys that a query sees, 0 for all. `rope`: which of the config's rotary tables, None for none.
+    """
+
+    window: int = 0
+    rope: int | None = 0
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder-only transformer. `window` holds each layer's sliding window, 0 for full attention."""
+    """The shape of a decoder-only transformer, and the scalars that families differ in.
+
+    Attributes:
+        layers: the kind of each layer.
+        rope: the rotary tables that layers choose from.
+        interleaved: rotation pairs neighbours (2i, 2i + 1) instead of (i, i + half).
+        attention_scale: of scores; 0 is head_dim ** -0.5.
+        embedding_scale, residual_scale, logit_scale: factors on embeddings, on each branch and on logits.
+        attention_softcap, logit_softcap: x becomes cap · tanh(x / cap); 0 for none.
+        extra: numbers that only the family's own file knows.
+    """
 
     family: str
     vocab_size: int
@@ -109,46 +209,61 @@ class DecoderConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    norm_eps: float
     max_position_embeddings: int
-    rope: RopeConfig
+    rope: tuple[RopeConfig, ...]
+    layers: tuple[LayerKind, ...]
     tie_word_embeddings: bool
+    activation: str = "silu"
+    interleaved: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     qk_norm: bool = False
-    window: tuple[int, ...] = ()
+    attention_scale: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, keys: Keys, **family: Any) -> DecoderConfig:
+    def read(cls, keys: ConfigKeys, **family: Any) -> DecoderConfig:
         """The keys that all families share; `family` sets what a family fixes or reads itself."""
-        keys.expect("hidden_act", "silu", "swish")
         if keys.has("quantization_config"):
             raise UnsupportedError(
                 f"{keys.source}: 'quantization_config' says that the weights are quantized already; "
                 "take the unquantized checkpoint, which llmserve quantizes itself."
             )
         keys.expect("pretraining_tp", 1)
+        keys.expect("is_decoder", True)
         heads = keys.integer("num_attention_heads")
         kv_heads = keys.integer("num_key_value_heads", heads)
         hidden = keys.integer("hidden_size")
-        layers = keys.integer("num_hidden_layers")
+        layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
         if heads % kv_heads:
             raise ConfigError(
                 f"{keys.source}: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})."
             )
-        if not keys.has("head_dim") and hidden % heads:
-            raise ConfigError(
-                f"{keys.source}: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}), "
-                "and there is no head_dim."
-            )
-        head_dim = keys.integer("head_dim", hidden // heads)
+        head_dim = head_dimension(keys)
         for name, value, unit in (("head_dim", head_dim, 16), ("hidden_size", hidden, 8)):
             if value % unit:
                 raise UnsupportedError(f"{keys.source}: {name} must be a multiple of {unit}, not {value}.")
         intermediate = keys.integer("intermediate_size")
         if intermediate % 8:
             raise UnsupportedError(f"{keys.source}: intermediate_size must be a multiple of 8, not {intermediate}.")
+        defaults: dict[str, Any] = {
+            "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
+            "layers": (LayerKind(),) * layers,
+        }
+        if "rope" not in family:
+            defaults["rope"] = (RopeConfig.read(keys, head_dim),)
+        if "activation" not in family:
+            defaults["activation"] = keys.activation()
+        if "norm_eps" not in family:
+            defaults["norm_eps"] = keys.number("rms_norm_eps", 1e-6)
         return cls(
             vocab_size=keys.integer("vocab_size"),
             hidden_size=hidden,
@@ -157,36 +272,66 @@ class DecoderConfig:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
             max_position_embeddings=keys.integer("max_position_embeddings", 2048),
-            rope=RopeConfig.read(keys),
-            **{"tie_word_embeddings": keys.flag("tie_word_embeddings", False), "window": (0,) * layers, **family},
+            **{**defaults, **family},
         )
 
+    def one_layer(self, kind: LayerKind) -> DecoderConfig:
+        """The same model with a single layer of this kind."""
+        return replace(self, num_layers=1, layers=(kind,))
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """A checkpoint's config.json as a dict. Raises CheckpointError when it is missing or not JSON."""
-    path = directory / "config.json"
+
+def head_dimension(keys: ConfigKeys) -> int:
+    """`head_dim`, or what hidden_size leaves for each head."""
+    heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+    if not keys.has("head_dim") and hidden % heads:
+        raise ConfigError(
+            f"{keys.source}: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}), "
+            "and there is no head_dim."
+        )
+    return keys.integer("head_dim", hidden // heads)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises CheckpointError when it is missing, too deep or no object."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no config.json: it is not a Hugging Face checkpoint.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}: {what}.") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(raw).__name__}.")
     return raw
 
 
-def layer_windows(keys: Keys, window: int, windowed: Any) -> tuple[int, ...]:
-    """Each layer's window: `layer_types` where the config has them, else `windowed(layer)` decides."""
-    layers = keys.integer("num_hidden_layers")
+def read_config(directory: Path) -> dict[str, Any]:
+    """A checkpoint's config.json as a dict. Raises CheckpointError when it is missing or not JSON."""
+    return read_json(directory / "config.json", "it is not a Hugging Face checkpoint")
+
+
+def layer_types(keys: ConfigKeys, full: Callable[[int], bool]) -> list[bool]:
+    """For each layer whether its attention is full: by `layer_types` where the config has it, else by `full(layer)`."""
+    layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
     kinds = keys.raw.get("layer_types")
     if kinds is None:
-        return tuple(window if windowed(i) else 0 for i in range(layers))
-    known = {"full_attention": 0, "sliding_attention": window}
+        return [full(i) for i in range(layers)]
+    known = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
         raise UnsupportedError(
             f"{keys.source}: 'layer_types' must name full_attention or sliding_attention for each of {layers} layers."
         )
-    return tuple(known[k] for k in kinds)
+    return [kind == "full_attention" for kind in kinds]
+
+
+def sliding_layers(
+    keys: ConfigKeys,
+    full: Callable[[int], bool],
+    window: int | None = None,
+    ropes: tuple[int | None, int | None] = (0, 0),
+) -> tuple[LayerKind, ...]:
+    """The layers' kinds where some slide over `sliding_window`. `ropes`: the rotary table of full and sliding layers."""
+    kinds = layer_types(keys, full)
+    if window is None:
+        window = 0 if all(kinds) else keys.integer("sliding_window")
+    return tuple(LayerKind(0, ropes[0]) if whole else LayerKind(window, ropes[1]) for whole in kinds)

@@ -1,7 +1,8 @@
 """The parts that decoder families are made of, as tvm modules over the active kernel set.
 
 Nothing here knows a family, a scheme or a platform: `Linear` and `Embedding` hold no weights until `bind` gives them
-the layout that scheme and platform agreed on, and every operator comes from `kernels.active()`.
+the layout that scheme and platform agreed on. Fused operators come from `kernels.active()`; what a family adds may be
+plain operators. Each part says its own shape, what its channels are made by (`folds`) and the order of its rows.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor
+from tvm.relax.frontend.nn import Tensor, op
 
-from ..kernels.base import AttentionShape, Batch, Weight, active
-from .config import DecoderConfig
+from ..kernels.base import ACTIVATIONS, AttentionShape, Batch, NormKind, Weight, active
+from .activations import activate
+from .config import DecoderConfig, LayerKind
+from .rope import pairing
+
+Order = npt.NDArray[np.int64]
+"""Row r of ours is row order[r] of the checkpoint's."""
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -26,11 +33,29 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
             yield from walk(child, f"{prefix}{name}.")
 
 
-class Matrix(nn.Module):
-    """A weight matrix [out, in] (and bias) that is stored as a scheme says."""
+@dataclass(frozen=True)
+class Fold:
+    """A matrix whose input channels may be scaled, and what makes them: channel c comes from row `rows[c]` of `producer`
+    (and of its bias). Names are those below the layer."""
 
-    def __init__(self, out_features: int, in_features: int, bias: bool = False) -> None:
-        self.out_features, self.in_features, self.has_bias = out_features, in_features, bias
+    consumer: str
+    producer: str
+    rows: Order
+
+
+class Matrix(nn.Module):
+    """A weight matrix [out, in] (and bias) that is stored as a scheme says.
+
+    `parts`: the rows of each of the checkpoint's tensors that are stacked in it. `order`: of its rows, if it is not the
+    checkpoint's.
+    """
+
+    def __init__(
+        self, out_features: int | tuple[int, ...], in_features: int, bias: bool = False, order: Order | None = None
+    ) -> None:
+        self.parts = (out_features,) if isinstance(out_features, int) else out_features
+        self.out_features, self.in_features, self.has_bias = sum(self.parts), in_features, bias
+        self.order = order
         self.weight_kernel: Weight | None = None
 
     def bind(self, weight: Weight) -> None:
@@ -56,16 +81,23 @@ class Linear(Matrix):
         return kernel.matmul(x, params, out)
 
     def normed(
-        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, out: Tensor | None = None
+        self, x: Tensor, residual: Tensor | None, norm: Norm | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(the product with norm(x + residual), x + residual); a residual of None adds nothing."""
+        """(the product with norm(x + residual), x + residual); a residual of None adds nothing, a norm of None does
+        nothing."""
+        if norm is None:
+            total = added(x, residual)
+            return self(total.astype(active().compute_dtype), out), total
         kernel, params = self._bound()
-        return kernel.normed_matmul(x, residual, norm.weight, norm.eps, params, out)
+        return kernel.normed_matmul(x, residual, norm.kind, norm.params, params, out)
 
-    def gated(self, gate_up: Tensor) -> Tensor:
-        """The product with silu(gate) * up, where gate_up [M, 2 * in] holds gate, then up."""
-        kernel, params = self._bound()
-        return kernel.gated_matmul(gate_up, params)
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        """The product with activation(gate) * up, where gate_up [M, 2 * in] holds gate, then up."""
+        if activation in ACTIVATIONS:
+            kernel, params = self._bound()
+            return kernel.gated_matmul(gate_up, activation, params)
+        gate, up = op.split(gate_up, 2, axis=1)
+        return self(activate(activation, gate) * up)
 
 
 class Embedding(Linear):
@@ -76,16 +108,64 @@ class Embedding(Linear):
         return kernel.lookup(ids, params)
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter((width,), "float32")
+class Table(nn.Module):
+    """Float32 numbers [shape] that no scheme rounds: learned positions, norms of single heads, trained scalars."""
+
+    def __init__(self, *shape: int, order: Order | None = None) -> None:
+        self.order = order
+        self.weight = nn.Parameter(shape, "float32")
+
+
+class Norm(nn.Module):
+    """A norm over rows of `width` elements: kernels.base.NormKind says which. `order`: of its elements."""
+
+    def __init__(self, width: int, kind: NormKind, order: Order | None = None) -> None:
+        self.width, self.kind, self.order = width, kind, order
+        if kind.weight:
+            self.weight = nn.Parameter((width,), "float32")
+        if kind.bias:
+            self.bias = nn.Parameter((width,), "float32")
+
+    @property
+    def params(self) -> tuple[Tensor, ...]:
+        return (*((self.weight,) if self.kind.weight else ()), *((self.bias,) if self.kind.bias else ()))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """norm(x + residual); where a product follows, it does that itself (`Linear.normed`)."""
-        if residual is None:
-            return active().rms_norm(x, self.weight, self.eps)
-        return active().add_rms_norm(x, residual, self.weight, self.eps)[0]
+        return self.both(x, residual)[0]
+
+    def both(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual); a residual of None adds nothing."""
+        return active().norm(x, residual, self.kind, self.params)
+
+
+class RMSNorm(Norm):
+    """Zhang & Sennrich 2019."""
+
+    def __init__(self, width: int, eps: float, order: Order | None = None) -> None:
+        super().__init__(width, NormKind(eps), order)
+
+
+class LayerNorm(Norm):
+    """Ba et al. 2016, with a bias."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, NormKind(eps, centred=True, bias=True))
+
+
+class BiaslessLayerNorm(Norm):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, NormKind(eps, centred=True))
+
+
+def added(x: Tensor, residual: Tensor | None) -> Tensor:
+    """x + residual in the residual sum's dtype."""
+    return x if residual is None else x.astype(residual.dtype) + residual
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x · factor in x's dtype; x itself for 1."""
+    return x if factor == 1.0 else x * factor
 
 
 @dataclass(frozen=True)
@@ -97,76 +177,243 @@ class PageFormat:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over pages; q, k and v come from one matmul."""
+    """Grouped-query attention over pages; q, k and v come from one matmul.
 
-    def __init__(self, config: DecoderConfig, pages: PageFormat, window: int) -> None:
+    Kernels rotate pairs (i, i + head_dim / 2). Other rotations (neighbouring pairs, a part of the head) are that one in
+    another order of each query's and key's elements, which the rows of `qkv_proj` are put into: `rope.pairing`.
+    """
+
+    def __init__(self, config: DecoderConfig, pages: PageFormat, kind: LayerKind) -> None:
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.shape = AttentionShape(heads, kv_heads, dim, pages.size, window, pages.dtype)
-        self.eps = config.rms_norm_eps
-        self.qkv_proj = Linear((heads + 2 * kv_heads) * dim, config.hidden_size, config.qkv_bias)
+        self.shape = AttentionShape(
+            *(heads, kv_heads, dim, pages.size, kind.window, pages.dtype),
+            tables=max(1, len(config.rope)),
+            table=kind.rope if config.rope else None,
+            softcap=config.attention_softcap,
+        )
+        self.eps = config.norm_eps
+        self.scale = config.attention_scale or dim**-0.5
+        self.head_order = self._head_order(config)
+        parts = (heads * dim, kv_heads * dim, kv_heads * dim)
+        self.qkv_proj = Linear(parts, config.hidden_size, config.qkv_bias, self._qkv_order(config))
         self.o_proj = Linear(config.hidden_size, heads * dim, config.o_bias)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm = RMSNorm(dim, self.eps)
-            self.k_norm = RMSNorm(dim, self.eps)
+            self.q_norm = RMSNorm(dim, self.eps, self.head_order)
+            self.k_norm = RMSNorm(dim, self.eps, self.head_order)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: Batch, pages: Tensor, rows: Tensor | None
+        self, x: Tensor, residual: Tensor | None, norm: Norm | None, batch: Batch, pages: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(attention over norm(x + residual), x + residual), both of `rows` only if they are given."""
-        norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
-        q, pages = active().rope_append(qkv, norms, self.eps, batch, pages, self.shape)
-        x = active().attention(q, batch, pages, self.shape, self.shape.head_dim**-0.5)
+        x = self.attend(qkv, batch, pages)
         if rows is not None:
             x, residual = active().take_rows(x, residual, rows)
         return self.o_proj(x), residual
 
+    def attend(self, qkv: Tensor, batch: Batch, pages: Tensor) -> Tensor:
+        """qkv [M, (heads + 2 kv_heads) * D] → what `o_proj` takes [M, heads * D]; keys and values go to the pages."""
+        norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
+        q, pages = active().rope_append(self.prepare(qkv, batch), norms, self.eps, batch, pages, self.shape)
+        return active().attention(self.temper(q, batch), batch, pages, self.shape, self.scale)
+
+    def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
+        """For a family to change queries, keys and values before they are rotated."""
+        return qkv
+
+    def temper(self, q: Tensor, batch: Batch) -> Tensor:
+        """For a family to change rotated queries [M, heads * D]."""
+        return q
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(q [M, heads * D], k and v [M, kv_heads * D])."""
+        q, kv = self.shape.heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
+        first, second, third = op.split(qkv, [q, q + kv], axis=1)
+        return first, second, third
+
+    def _head_order(self, config: DecoderConfig) -> Order | None:
+        """Of one head's elements, if it is not the checkpoint's."""
+        dims = {rope.dim or config.head_dim for rope in config.rope}
+        assert len(dims) <= 1, "tables that turn different parts of a head need different orders"
+        order = pairing(config.head_dim, dims.pop() if dims else config.head_dim, config.interleaved)
+        return None if (order == np.arange(config.head_dim)).all() else order
+
+    def _qkv_order(self, config: DecoderConfig) -> Order | None:
+        """Of the rows of `qkv_proj`: each query's and key's elements in `head_order`, values as they are."""
+        if self.head_order is None:
+            return None
+        turned = (
+            np.arange(config.num_heads + config.num_kv_heads)[:, None] * config.head_dim + self.head_order
+        ).reshape(-1)
+        values = np.arange(config.num_kv_heads * config.head_dim)
+        return np.concatenate([turned, len(turned) + values])
+
+    def folds(self) -> Iterator[Fold]:
+        """Several channels of `o_proj` come from one row of v in grouped-query attention, and share a scale."""
+        shape = self.shape
+        value = (shape.heads + shape.kv_heads) * shape.head_dim  # v's first row
+        kv = np.arange(shape.heads) // shape.group
+        rows = (value + kv[:, None] * shape.head_dim + np.arange(shape.head_dim)).reshape(-1)
+        yield Fold("o_proj", "qkv_proj", rows)
+
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020); gate and up come from one matmul."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020); gate and up come from one matmul."""
+
+    first = "gate_up_proj"
 
     def __init__(self, config: DecoderConfig) -> None:
-        self.gate_up_proj = Linear(2 * config.intermediate_size, config.hidden_size, config.mlp_bias)
-        self.down_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        width, hidden = config.intermediate_size, config.hidden_size
+        self.activation = config.activation
+        self.gate_up_proj = Linear((width, width), hidden, config.mlp_bias)
+        self.down_proj = Linear(hidden, width, config.mlp_bias)
 
-    def forward(self, x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
         """(MLP of norm(x + residual), x + residual)."""
         gate_up, residual = self.gate_up_proj.normed(x, residual, norm)
-        return self.down_proj.gated(gate_up), residual
+        return self.down_proj.gated(gate_up, self.activation), residual
+
+    def of(self, x: Tensor) -> Tensor:
+        """MLP of x, which has been normed."""
+        return self.down_proj.gated(self.gate_up_proj(x), self.activation)
+
+    def folds(self) -> Iterator[Fold]:
+        width = self.down_proj.in_features
+        yield Fold("down_proj", "gate_up_proj", width + np.arange(width))
+
+
+class PlainMLP(nn.Module):
+    """down(activation(up(x)))."""
+
+    first = "up_proj"
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.activation = config.activation
+        self.up_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        self.down_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+
+    def forward(self, x: Tensor, residual: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+        """(MLP of norm(x + residual), x + residual)."""
+        up, residual = self.up_proj.normed(x, residual, norm)
+        return self.down_proj(self.activate(up)), residual
+
+    def of(self, x: Tensor) -> Tensor:
+        """MLP of x, which has been normed."""
+        return self.down_proj(self.activate(self.up_proj(x)))
+
+    def activate(self, x: Tensor) -> Tensor:
+        return activate(self.activation, x)
+
+    def folds(self) -> Iterator[Fold]:
+        yield from ()
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block. The residual sum travels beside the branch, and norms belong to the matmuls after them, so that
-    one pass over a row adds, normalises and rounds it."""
+    """Attention, then an MLP, each a branch that is added to the residual sum.
 
-    def __init__(self, config: DecoderConfig, pages: PageFormat, window: int) -> None:
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, pages, window)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
+    The sum travels beside the branch, and norms belong to the matmuls after them, so that one pass over a row adds,
+    normalises and rounds it.
+
+    Attributes:
+        ATTENTION, MLP, NORM: what it is made of; for a family to replace.
+        NORMS: names of the norms before and after the attention, before and after the MLP; None for none. Those after
+            are of the branch alone.
+    """
+
+    ATTENTION: type[Attention] = Attention
+    MLP: type[GatedMLP | PlainMLP] = GatedMLP
+    NORM: type[Norm] = RMSNorm
+    NORMS: tuple[str | None, str | None, str | None, str | None] = (
+        *("input_layernorm", None),
+        *("post_attention_layernorm", None),
+    )
+
+    def __init__(self, config: DecoderConfig, pages: PageFormat, kind: LayerKind) -> None:
+        self.residual_scale = config.residual_scale
+        before, after, *of_mlp = self.NORMS
+        self._add_norms(config, before)
+        self.self_attn = self.ATTENTION(config, pages, kind)
+        self._add_norms(config, after, *of_mlp)
+        self.mlp = self.MLP(config)
+
+    def _add_norms(self, config: DecoderConfig, *names: str | None) -> None:
+        for name in filter(None, names):
+            setattr(self, name, self.NORM(config.hidden_size, config.norm_eps))
+
+    def norm(self, place: int) -> Norm | None:
+        """The norm at a place of NORMS."""
+        name = self.NORMS[place]
+        return None if name is None else getattr(self, name)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """A branch and the residual to add it to: x and residual [M, hidden] (a residual of None is nothing) → the
         same after this layer, of `rows` only if they are given."""
-        x, residual = self.self_attn(x, residual, self.input_layernorm, batch, pages, rows)
-        return self.mlp(x, residual, self.post_attention_layernorm)
+        x, residual = self.self_attn(x, residual, self.norm(0), batch, pages, rows)
+        x, residual = self.mlp(self._branch(x, self.norm(1)), residual, self.norm(2))
+        return self._branch(x, self.norm(3)), residual
+
+    def _branch(self, x: Tensor, norm: Norm | None) -> Tensor:
+        return scaled(x if norm is None else norm(x), self.residual_scale)
+
+    def folds(self) -> Iterator[Fold]:
+        """What calibration may scale without a change of the layer's output."""
+        width = np.arange(self.self_attn.qkv_proj.in_features)
+        for norm, matrix in ((self.NORMS[0], "self_attn.qkv_proj"), (self.NORMS[2], f"mlp.{self.MLP.first}")):
+            if norm is not None and getattr(self, norm).kind.weight:
+                yield Fold(matrix, norm, width)
+        for name, part in (("self_attn", self.self_attn), ("mlp", self.mlp)):
+            for fold in part.folds():
+                yield Fold(f"{name}.{fold.consumer}", f"{name}.{fold.producer}", fold.rows)
+
+
+class ParallelLayer(DecoderLayer):
+    """Attention and MLP side by side: x + attention(norm(x)) + mlp(norm(x)), of one norm, or of a norm each where NORMS
+    names one before the MLP (Wang & Komatsuzaki 2021)."""
+
+    NORMS = ("input_layernorm", None, None, None)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        first, second = self.norm(0), self.norm(2)
+        assert first is not None
+        normed, residual = first.both(x, residual)
+        heads = self.self_attn.attend(self.self_attn.qkv_proj(normed), batch, pages)
+        if rows is not None:
+            heads, residual = active().take_rows(heads, residual, rows)
+            normed = op.take(normed, rows, axis=0)
+        if second is not None:
+            normed = second(residual)
+        return scaled(self.self_attn.o_proj(heads) + self.mlp.of(normed), self.residual_scale), residual
+
+    def folds(self) -> Iterator[Fold]:
+        """A norm that feeds two matrices cannot be scaled for one of them."""
+        shared = self.NORMS[0] if self.NORMS[2] is None else None
+        return (fold for fold in super().folds() if fold.producer != shared)
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: DecoderConfig, pages: PageFormat) -> None:
+    """Embedding, layers and the last norm."""
+
+    def __init__(self, config: DecoderConfig, pages: PageFormat, layer: type[DecoderLayer]) -> None:
+        self.embedding_scale = config.embedding_scale
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([DecoderLayer(config, pages, window) for window in config.window])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList([layer(config, pages, kind) for kind in config.layers])
+        self.norm = layer.NORM(config.hidden_size, config.norm_eps)
+
+    def begin(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rows [M, hidden] of the embedding → the first layer's input. For a family to add to."""
+        return scaled(x, self.embedding_scale)
 
     def forward(self, batch: Batch, pages: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of the batch's logit rows, before the last norm: (branch, residual) [R, hidden], whose sum it is to take.
 
         Of other rows the last layer owes nothing but keys and values, so it drops them as soon as it has these.
         """
-        x, residual = self.embed_tokens.lookup(batch.token_ids), None
+        x, residual = self.begin(self.embed_tokens.lookup(batch.token_ids), batch.positions), None
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x, residual = layer(x, residual, batch, pages[i], batch.logit_rows if i == last else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..weights.mapping import Fuse
 from .base import CausalLM
-from .config import DecoderConfig, Keys
+from .config import ConfigKeys, DecoderConfig
 
 _LAYER = "model.layers.{i}"
 QKV_AND_GATE_UP = (
@@ -16,7 +16,7 @@ QKV_AND_GATE_UP = (
 )
 
 
-def Config(keys: Keys) -> DecoderConfig:
+def Config(keys: ConfigKeys) -> DecoderConfig:
     bias = keys.flag("attention_bias", False)
     return DecoderConfig.read(keys, family="llama", qkv_bias=bias, o_bias=bias, mlp_bias=keys.flag("mlp_bias", False))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from .base import CausalLM
-from .config import DecoderConfig, Keys, layer_windows
+from .config import ConfigKeys, DecoderConfig, sliding_layers
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
 
 
-def Config(keys: Keys) -> DecoderConfig:
-    window = keys.integer("sliding_window") if keys.has("sliding_window") else 0
-    return DecoderConfig.read(keys, family="mistral", window=layer_windows(keys, window, lambda layer: True))
+def Config(keys: ConfigKeys) -> DecoderConfig:
+    slides = keys.has("sliding_window")
+    layers = sliding_layers(keys, lambda layer: not slides, None if slides else 0)
+    return DecoderConfig.read(keys, family="mistral", layers=layers)
 
 
 Model = CausalLM

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from .base import CausalLM
-from .config import DecoderConfig, Keys, layer_windows
+from .config import ConfigKeys, DecoderConfig, LayerKind, sliding_layers
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
 
 
-def qwen_windows(keys: Keys) -> tuple[int, ...]:
+def qwen_layers(keys: ConfigKeys) -> tuple[LayerKind, ...]:
     """Layers from max_window_layers on slide, if use_sliding_window says so."""
     slides = keys.flag("use_sliding_window", False) and keys.has("sliding_window")
-    window = keys.integer("sliding_window") if slides else 0
     first = keys.integer("max_window_layers", 28, low=0)
-    return layer_windows(keys, window, lambda layer: layer >= first)
+    return sliding_layers(keys, lambda layer: not slides or layer < first, None if slides else 0)
 
 
-def Config(keys: Keys) -> DecoderConfig:
-    return DecoderConfig.read(keys, family="qwen2", qkv_bias=True, window=qwen_windows(keys))
+def Config(keys: ConfigKeys) -> DecoderConfig:
+    return DecoderConfig.read(keys, family="qwen2", qkv_bias=True, layers=qwen_layers(keys))
 
 
 Model = CausalLM

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from .base import CausalLM
-from .config import DecoderConfig, Keys
+from .config import ConfigKeys, DecoderConfig
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
-from .qwen2 import qwen_windows
+from .qwen2 import qwen_layers
 
 
-def Config(keys: Keys) -> DecoderConfig:
+def Config(keys: ConfigKeys) -> DecoderConfig:
     bias = keys.flag("attention_bias", False)
     # 128 is the default of this family's config class, whatever hidden_size / heads would be.
-    wide = Keys({"head_dim": 128, **{k: v for k, v in keys.raw.items() if v is not None}}, keys.source)
-    return DecoderConfig.read(wide, family="qwen3", qkv_bias=bias, o_bias=bias, qk_norm=True, window=qwen_windows(keys))
+    keys = keys.filled(head_dim=128)
+    return DecoderConfig.read(keys, family="qwen3", qkv_bias=bias, o_bias=bias, qk_norm=True, layers=qwen_layers(keys))
 
 
 Model = CausalLM

@@ -10,8 +10,8 @@ as there; α is the one of a grid that leaves the least error of the output.
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,30 +25,21 @@ ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6)
 _ROWS = 128  # of a matrix, from all over it, that α is judged by
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(Protocol):
     """A matrix, and what makes its input channels: channel c comes from row `rows[c]` of `producer` (and of its bias).
 
     `consumer` and `producer` are names of modules; a norm's weight has rows as well. The map need not be one to one:
-    in grouped-query attention several channels come from one row of v, and share their s.
+    in grouped-query attention several channels come from one row of v, and share their s. Layers say theirs.
     """
 
-    consumer: str
-    producer: str
-    rows: npt.NDArray[np.int64]
+    @property
+    def consumer(self) -> str: ...
 
+    @property
+    def producer(self) -> str: ...
 
-def folds(heads: int, kv_heads: int, head_dim: int, hidden: int, intermediate: int) -> tuple[Fold, ...]:
-    """Those of a pre-norm decoder layer with fused q, k, v and fused gate and up, by the names below the layer."""
-    value = (heads + kv_heads) * head_dim  # v's first row
-    kv = np.arange(heads) // (heads // kv_heads)
-    of_heads = (value + kv[:, None] * head_dim + np.arange(head_dim)).reshape(-1)
-    return (
-        Fold("self_attn.qkv_proj", "input_layernorm", np.arange(hidden)),
-        Fold("self_attn.o_proj", "self_attn.qkv_proj", of_heads),
-        Fold("mlp.gate_up_proj", "post_attention_layernorm", np.arange(hidden)),
-        Fold("mlp.down_proj", "mlp.gate_up_proj", intermediate + np.arange(intermediate)),
-    )
+    @property
+    def rows(self) -> npt.NDArray[np.int64]: ...
 
 
 def apply(fold: Fold, scales: Array, weights: MutableMapping[str, Array]) -> None:

@@ -8,7 +8,7 @@ Groups larger than ours only repeat their scale. This file knows no file format.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ class Grid:
         w -= zero
         w *= scale
         return w
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Grid:
+        """Some rows, in this order."""
+        return replace(self, u=self.u[rows], scale=self.scale[rows], zero=self.zero[rows])
 
     def store(self, fmt: GroupFormat) -> tuple[Array, ...]:
         """(q_weight, q_scale) or, with a zero point, (q_weight, q_scale, q_zero) of `fmt`, which must hold the grid.

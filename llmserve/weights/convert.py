@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +43,23 @@ Storage = Literal["f32", "f16", "bf16"] | GroupFormat
 
 @dataclass(frozen=True)
 class ParamPlan:
-    """A parameter: its shape before storage, the tensors whose rows it is, and how it is stored."""
+    """A parameter, and how it is made of tensors.
+
+    Attributes:
+        shape: before storage.
+        sources: the tensors whose rows it is, stacked.
+        added: to every number.
+        transposed: the tensors are stored [in, out].
+        order: row r of the parameter is row order[r] of the stacked tensors; None is as they are.
+    """
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     storage: Storage
+    added: float = 0.0
+    transposed: bool = False
+    order: npt.NDArray[np.int64] | None = field(default=None, compare=False)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -173,7 +184,7 @@ def check_shapes(checkpoint: Source, plan: ConversionPlan) -> None:
 
 
 def _check_shape(checkpoint: Source, param: ParamPlan) -> None:
-    infos = [checkpoint.info(source) for source in param.sources]
+    infos = [_info(checkpoint, source, param) for source in param.sources]
     for info in infos:
         if info.dtype not in FLOATS.values():
             raise UnsupportedError(
@@ -194,39 +205,86 @@ def _check_shape(checkpoint: Source, param: ParamPlan) -> None:
         )
 
 
-def _blocks(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[TensorInfo, int, slice]]:
-    """(tensor, the number of the block's first row in the parameter, its rows in the tensor); fusing is this order."""
-    first = 0
-    for source in param.sources:
-        info = checkpoint.info(source)
-        rows, width = info.rows
-        step = max(1, _BLOCK_BYTES // max(1, width * info.dtype.itemsize))
-        for start in range(0, rows, step):
-            yield info, first + start, slice(start, min(start + step, rows))
-        first += rows
+def _info(checkpoint: Source, source: str, param: ParamPlan) -> TensorInfo:
+    """The tensor as the parameter takes it."""
+    info = checkpoint.info(source)
+    return replace(info, shape=info.shape[::-1]) if param.transposed else info
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive rows of a parameter, from `start` on, that lie in one tensor: `rows` of it, in the order wanted."""
+
+    info: TensorInfo
+    start: int
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return int(self.rows.min()), int(self.rows.max()) + 1
+
+    @property
+    def picked(self) -> npt.NDArray[np.int64] | None:
+        """Of the span's rows; None if they are all of them, in order."""
+        own = self.rows - self.span[0]
+        return None if len(own) == self.span[1] - self.span[0] and (np.diff(own) == 1).all() else own
+
+
+def _blocks(checkpoint: Source, param: ParamPlan) -> Iterator[_Block]:
+    """The parameter from its first row to its last, some megabytes at a time, each from a single tensor."""
+    infos = [_info(checkpoint, source, param) for source in param.sources]
+    ends = np.cumsum([info.rows[0] for info in infos])
+    count = int(ends[-1])
+    order = np.arange(count) if param.order is None else param.order
+    of_tensor = np.searchsorted(ends, order, side="right")
+    start = 0
+    while start < count:
+        tensor = int(of_tensor[start])
+        info, before = infos[tensor], int(ends[tensor]) - infos[tensor].rows[0]
+        step = max(1, _BLOCK_BYTES // max(1, info.rows[1] * info.dtype.itemsize))
+        same = of_tensor[start : start + step] == tensor
+        stop = start + (int(np.argmin(same)) if not same.all() else len(same))
+        yield _Block(info, start, order[start:stop] - before)
+        start = stop
+
+
+def _rows_of(checkpoint: Source, param: ParamPlan, block: _Block) -> Array:
+    """A block's rows in the tensor's dtype, or in float32 where something is added."""
+    first, last = block.span
+    if param.transposed:  # small models only: the whole tensor for each block of it
+        whole = checkpoint.read_rows(block.info.name, 0, block.info.shape[1])
+        rows: Array = np.ascontiguousarray(whole[:, first:last].T)
+    else:
+        rows = checkpoint.read_rows(block.info.name, first, last)
+    rows = rows if block.picked is None else rows[block.picked]
+    return rows if not param.added else as_float32(rows) + np.float32(param.added)
 
 
 def read_floats(checkpoint: Source, param: ParamPlan) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """The parameter in float32, in blocks of rows with their first row's number. Raises CheckpointError, which names
     the tensor, for NaN and infinity."""
-    for info, first, rows in _blocks(checkpoint, param):
-        wide = as_float32(checkpoint.read_rows(info.name, rows.start, rows.stop))
+    for block in _blocks(checkpoint, param):
+        wide = as_float32(_rows_of(checkpoint, param, block))
         if not np.isfinite(wide).all():
-            raise CheckpointError(f"{info.file}, {info.name}: The weights hold NaN or infinity.")
-        yield first, wide
+            raise CheckpointError(f"{block.info.file}, {block.info.name}: The weights hold NaN or infinity.")
+        yield block.start, wide
 
 
 def _read(checkpoint: Source, param: ParamPlan, quantizer: Quantizer) -> Iterator[tuple[int, tuple[Array, ...]]]:
     """The parameter's outputs in blocks of rows, with their first row's number."""
-    for info, first, rows in _blocks(checkpoint, param):
-        packed = checkpoint.packed(info.name)
+    for block in _blocks(checkpoint, param):
+        packed = checkpoint.packed(block.info.name)
         kept = packed is not None and packed.exact and param.storage in holders(packed.format)
-        block = (checkpoint.read_grid if kept else checkpoint.read_rows)(info.name, rows.start, rows.stop)
         try:
-            stored = _stored(block, param.storage, quantizer)
+            if kept and not param.added and not param.transposed:
+                grid = checkpoint.read_grid(block.info.name, *block.span)
+                rows: Array | Grid = grid if block.picked is None else grid.take(block.picked)
+            else:
+                rows = _rows_of(checkpoint, param, block)
+            stored = _stored(rows, param.storage, quantizer)
         except CheckpointError as error:
-            raise CheckpointError(f"{info.file}, {info.name}: {error}") from error
-        yield first, stored
+            raise CheckpointError(f"{block.info.file}, {block.info.name}: {error}") from error
+        yield block.start, stored
 
 
 def _stored(rows: Array | Grid, storage: Storage, quantizer: Quantizer) -> tuple[Array, ...]:

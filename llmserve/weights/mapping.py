@@ -1,4 +1,5 @@
-"""Weight tables: which checkpoint tensors, stacked row upon row, make up which of our parameters.
+"""Weight tables: which checkpoint tensors, stacked row upon row, make up which of our parameters, and what is done to
+their numbers.
 
 A family lists only what differs from the Hugging Face names; every other parameter is the tensor of the same name.
 Shapes are not looked at here (convert.py does), and nothing is left over or missing in silence.
@@ -7,7 +8,7 @@ Shapes are not looked at here (convert.py does), and nothing is left over or mis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
@@ -15,7 +16,25 @@ from itertools import count
 from ..errors import CheckpointError
 
 # Buffers that older checkpoints store although every implementation computes them.
-IGNORED = ("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_emb.sin_cached", "*.self_attn.masked_bias")
+IGNORED = (
+    *("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_emb.sin_cached"),
+    *("*.self_attn.masked_bias", "*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.attention.masked_bias"),
+)
+# What belongs to other parts of a model than its decoder, and is left unread.
+OTHER_PARTS = (
+    *("vision_tower.*", "model.vision_tower.*", "vision_model.*", "visual.*", "model.visual.*"),
+    *("audio_tower.*", "model.audio_tower.*", "*embed_vision.*", "*embed_audio.*"),
+    *("multi_modal_projector.*", "model.multi_modal_projector.*", "mtp.*", "model.mtp.*"),
+)
+# Beginnings of names, ours first, then how checkpoints spell them: of text models inside others, and without a prefix.
+_SPELLINGS = (
+    ("model.", "model.language_model."),
+    ("model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", ""),
+    ("transformer.", ""),
+    ("gpt_neox.", ""),
+)
 
 
 @dataclass(frozen=True)
@@ -50,29 +69,50 @@ class Fuse:
 
 
 @dataclass(frozen=True)
+class Add:
+    """One row of a weight table: `amount` is added to the parameters that the wildcard `target` matches, as for norms
+    whose weights are stored less one."""
+
+    target: str
+    amount: float
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """One row of a weight table: the tensors of the parameters that the wildcard `target` matches are stored [in, out]."""
+
+    target: str
+
+
+Rule = Fuse | Add | Transpose
+
+
+@dataclass(frozen=True)
 class MappedTensor:
-    """A parameter and the checkpoint tensors whose rows it is made of."""
+    """A parameter, the checkpoint tensors whose rows it is made of, and what becomes of their numbers."""
 
     name: str
     sources: tuple[str, ...]
+    added: float = 0.0
+    transposed: bool = False
 
 
 def map_weights(
-    params: Iterable[str], checkpoint: Iterable[str], rules: Sequence[Fuse] = (), ignore: Sequence[str] = ()
+    params: Iterable[str], checkpoint: Iterable[str], rules: Sequence[Rule] = (), ignore: Sequence[str] = ()
 ) -> list[MappedTensor]:
     """Finds the sources of every parameter name in `params`, in that order, among the names in `checkpoint`.
 
-    `ignore` adds wildcard patterns to IGNORED ("lm_head.weight" for tied embeddings, "vision_tower.*").
+    `ignore` adds wildcard patterns to IGNORED and OTHER_PARTS ("lm_head.weight" for tied embeddings).
     Raises CheckpointError when a parameter lacks a source, and when checkpoint tensors are neither used nor ignored.
     """
     available = set(checkpoint)
-    mapped = [MappedTensor(name, _sources(name, rules, available)) for name in params]
+    mapped = [_mapped(name, rules, available) for name in params]
     for tensor in mapped:
         if missing := [source for source in tensor.sources if source not in available]:
             purpose = "" if missing[0] == tensor.name else f", which {tensor.name} is made of"
             raise CheckpointError(f"The checkpoint has no tensor {missing[0]}{purpose}.")
     used = {source for tensor in mapped for source in tensor.sources}
-    patterns = (*IGNORED, *ignore)
+    patterns = (*IGNORED, *OTHER_PARTS, *(found_name(pattern, available) for pattern in ignore))
     left = sorted(name for name in available - used if not any(fnmatchcase(name, pattern) for pattern in patterns))
     if left:
         names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
@@ -80,5 +120,23 @@ def map_weights(
     return mapped
 
 
-def _sources(name: str, rules: Sequence[Fuse], available: set[str]) -> tuple[str, ...]:
-    return next((found for rule in rules if (found := rule.resolve(name, available))), (name,))
+def found_name(name: str, available: Collection[str]) -> str:
+    """How a checkpoint spells a tensor's name; the name itself if the tensor is not there under any."""
+    if name in available:
+        return name
+    spelled = (theirs + name[len(ours) :] for ours, theirs in _SPELLINGS if name.startswith(ours))
+    return next((other for other in spelled if other in available), name)
+
+
+def source_names(name: str, rules: Sequence[Rule]) -> MappedTensor:
+    """The sources of one parameter as the rules have them, without a checkpoint to look into."""
+    return _mapped(name, rules, set())
+
+
+def _mapped(name: str, rules: Sequence[Rule], available: set[str]) -> MappedTensor:
+    fused = (rule.resolve(name, available) for rule in rules if isinstance(rule, Fuse))
+    sources = next((found for found in fused if found), (name,))
+    amounts = (r.amount for r in rules if isinstance(r, Add) and fnmatchcase(name, r.target))
+    transposed = any(isinstance(r, Transpose) and fnmatchcase(name, r.target) for r in rules)
+    spelled = tuple(found_name(source, available) for source in sources)
+    return MappedTensor(name, spelled, next(amounts, 0.0), transposed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from checkpoints import spell_out
 from tokenizers import Tokenizer
 
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 
 def test_every_token_but_single_bytes_has_a_text(tmp_path: Path) -> None:

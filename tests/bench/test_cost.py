@@ -13,7 +13,7 @@ from cost import BEGIN, END, Call, Line, Trace, Work, described, summed, table, 
 from samples import Patience
 
 from llmserve.bench.engine import EngineBench
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 LAYERS = TINY_LLAMA["num_hidden_layers"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmserve.errors import UnsupportedError
 from llmserve.quant.group import as_float32
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 from llmserve.weights.read import Checkpoint
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.bench.host_work import HostWork, _summed, measure
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

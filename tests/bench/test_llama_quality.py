@@ -11,7 +11,7 @@ import pytest
 from llmserve import LLM
 from llmserve.compile import judging
 from llmserve.compile.build import Build
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install llmserve[bench])")

@@ -12,7 +12,7 @@ import servers
 
 from llmserve.bench import serve
 from llmserve.errors import LLMServeError
-from llmserve.weights.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 
 def test_commands_are_what_a_user_would_type() -> None:

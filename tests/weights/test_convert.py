@@ -23,7 +23,7 @@ from llmserve.weights import convert as convert_module
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
 from llmserve.weights.convert import ConversionPlan, ParamPlan, convert
 from llmserve.weights.load import PARAMS_FILE, load_params
-from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.weights.read import SINGLE, Checkpoint
 
 H, F, V = 72, 100, 300

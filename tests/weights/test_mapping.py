@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.errors import CheckpointError
 from llmserve.weights.mapping import Fuse, MappedTensor, map_weights
-from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes
+from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes
 
 ATTENTION = "model.layers.{i}.self_attn."
 RULES = (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from llmserve.weights.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
+from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.weights.read import Checkpoint
 from llmserve.weights.tiny_tokenizer import SPECIALS, write_tokenizer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..base import AttentionShape, Batch, Choices, Storage
+from ..base import AttentionShape, Batch, Choices, NormKind, Storage
 from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
 from .rows import Gate, Norm, Source
@@ -66,7 +66,7 @@ class CpuWeight:
 
     def _linear(self, source: Source) -> PrimFunc:
         if source not in self._built:
-            kind = {Norm: "norm_", Gate: "gate_"}.get(type(source), "")
+            kind = {Norm: "norm_", Gate: f"gate_{getattr(source, 'activation', '')}_"}.get(type(source), "")
             name = f"linear_{kind}{self._name}{'_bias' if self.has_bias else ''}"
             make: Callable[..., PrimFunc] = (
                 linear.quantized_linear if isinstance(self.storage, GroupFormat) else linear.float_linear
@@ -90,20 +90,20 @@ class CpuWeight:
         self,
         x: Tensor,
         residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
+        norm: NormKind,
+        norm_params: Sequence[Tensor],
         params: Mapping[str, Tensor],
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if residual is None:
-            (y,) = self._product("norm_linear", Norm(eps, False), [x, norm_weight], params, out, ())
+            (y,) = self._product("norm_linear", Norm(norm, False), [x, *norm_params], params, out, ())
             return y, x
-        inputs, sums = [x, residual, norm_weight], (_empty(*x.shape),)
-        y, both = self._product("add_norm_linear", Norm(eps, True), inputs, params, out, sums)
+        inputs, sums = [x, residual, *norm_params], (_empty(*x.shape),)
+        y, both = self._product("add_norm_linear", Norm(norm, True), inputs, params, out, sums)
         return y, both
 
-    def gated_matmul(self, gate_up: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        (y,) = self._product("gated_linear", Gate(), [gate_up], params, None, ())
+    def gated_matmul(self, gate_up: Tensor, activation: str, params: Mapping[str, Tensor]) -> Tensor:
+        (y,) = self._product("gated_linear", Gate(activation), [gate_up], params, None, ())
         return y
 
     def _product(
@@ -162,19 +162,19 @@ class CpuKernels:
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> CpuWeight:
         return self._once(CpuWeight, out_features, in_features, storage, bias, self.isa)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        func = self._func(elementwise.made_rows, "rms_norm", x.shape[1], self.isa, Norm(eps, False))
-        return op.tensor_ir_op(func, "rms_norm", [x, weight], _empty(*x.shape))
+    def norm(
+        self, x: Tensor, residual: Tensor | None, norm: NormKind, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        name = norm.name if residual is None else f"add_{norm.name}"
+        func = self._func(elementwise.made_rows, name, x.shape[1], self.isa, Norm(norm, residual is not None))
+        if residual is None:
+            return op.tensor_ir_op(func, name, [x, *params], _empty(*x.shape)), x
+        return op.tensor_ir_op(func, name, [x, residual, *params], (_empty(*x.shape), _empty(*x.shape)))
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        func = self._func(elementwise.made_rows, "add_rms_norm", x.shape[1], self.isa, Norm(eps, True))
-        outputs = (_empty(*x.shape), _empty(*x.shape))
-        return op.tensor_ir_op(func, "add_rms_norm", [x, residual, weight], outputs)
-
-    def gated_silu(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         width = gate_up.shape[1] // 2
-        func = self._func(elementwise.made_rows, "gated_silu", width, self.isa, Gate())
-        return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width))
+        func = self._func(elementwise.made_rows, f"gated_{activation}", width, self.isa, Gate(activation))
+        return op.tensor_ir_op(func, f"gated_{activation}", [gate_up], _empty(gate_up.shape[0], width))
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         widths = (x.shape[1], residual.shape[1])
@@ -202,6 +202,10 @@ class CpuKernels:
         tiles = [batch.tile_seq, batch.tile_row, batch.tile_rows]
         inputs = [q, batch.positions, *tiles, batch.page_indptr, batch.page_values, pages]
         return op.tensor_ir_op(func, "attention", inputs, _empty(*q.shape))
+
+    def cap_logits(self, logits: Tensor, scale: float, cap: float) -> Tensor:
+        func = self._func(elementwise.cap_logits, "cap_logits", int(logits.shape[1]), scale, cap, self.isa)
+        return op.tensor_ir_inplace_op(func, "cap_logits", [logits], 0, logits)
 
     def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
         rows, vocab = logits.shape[0], int(logits.shape[1])

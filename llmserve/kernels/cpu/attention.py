@@ -18,7 +18,7 @@ from tvm.tirx import PrimFunc
 from ..base import AttentionShape
 from ..tir import T, block, build, each_row, f32, full, prefetch, put, scratch, sized, vec, when
 from .isa import Isa
-from .vector_math import across, exp2
+from .vector_math import across, exp2, tanh
 
 ROW_BLOCK = 4  # query rows that share one loaded (and widened) vector of the page
 PAGE_RUN = 4  # pages between two updates of the softmax's running maximum, which cost as much as a page's products
@@ -40,7 +40,7 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
     """Rotate queries and keys, and write keys and values to their slots.
 
     qkv float32 [M, (heads + 2 kv_heads) * D] · positions int32 [M] · slots int32 [M] (page * page_size + offset) ·
-    cos, sin float32 [positions, D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating, `qk_norm` its
+    cos, sin float32 [positions, tables * D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating, `qk_norm` its
     epsilon) · pages, written in place · q float32 [M, heads * D], the output.
     Rotation pairs element i with i + D/2 (GPT-NeoX style, as in the Hugging Face models).
     """
@@ -52,8 +52,8 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
         qkv = sized("qkv", (m, (shape.heads + 2 * shape.kv_heads) * d), "float32")
         positions = sized("positions", (m,), "int32")
         slots = sized("slots", (m,), "int32")
-        cos = sized("cos", (table, half), "float32")
-        sin = sized("sin", (table, half), "float32")
+        cos = sized("cos", (table, shape.tables * half), "float32")
+        sin = sized("sin", (table, shape.tables * half), "float32")
         norms = [sized(n, (d,), "float32") for n in ("q_norm", "k_norm")] if qk_norm is not None else []
         pages = sized("pages", page_tensor(shape, num_pages), shape.page_dtype)
         q = sized("q", (m, shape.heads * d), "float32")
@@ -74,10 +74,12 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
                 if norm is not None:
                     low = low * full(scaling[lanes], lanes) * vec(norm, i, lanes=lanes)
                     high = high * full(scaling[lanes], lanes) * vec(norm, half + i, lanes=lanes)
-                c = vec(cos, positions[row], i, lanes=lanes)
-                s = vec(sin, positions[row], i, lanes=lanes)
-                put(out, low * c - high * s, i, lanes=lanes)
-                put(out, high * c + low * s, half + i, lanes=lanes)
+                if shape.table is not None:
+                    c = vec(cos, positions[row], shape.table * half + i, lanes=lanes)
+                    s = vec(sin, positions[row], shape.table * half + i, lanes=lanes)
+                    low, high = low * c - high * s, high * c + low * s
+                put(out, low, i, lanes=lanes)
+                put(out, high, half + i, lanes=lanes)
 
         def row_at(row: Any) -> None:
             turned = scratch(d)
@@ -220,7 +222,11 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
                 return T.bitwise_and(mask, key > full(limit - shape.window, lanes)) if shape.window else mask
 
             for v in range(0, run, lanes):
-                masked = T.Select(seen(v), vec(score, r * run + v, lanes=lanes), full(f32(_NO_SCORE), lanes))
+                value = vec(score, r * run + v, lanes=lanes)
+                if shape.softcap:  # scores are in base 2
+                    cap = shape.softcap * math.log2(math.e)
+                    value = full(f32(cap), lanes) * tanh(value * full(f32(1 / cap), lanes), lanes)
+                masked = T.Select(seen(v), value, full(f32(_NO_SCORE), lanes))
                 put(score, masked, r * run + v, lanes=lanes)
             parts = [vec(score, r * run + v, lanes=lanes) for v in range(0, run, lanes)]
             put(fresh, T.max(peak[r], across(parts, T.max, lanes)), 0)

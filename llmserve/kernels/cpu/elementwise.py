@@ -11,11 +11,12 @@ from typing import Any
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat
-from ..tir import T, build, each_row, f32, put, sized, vec, when
+from ..tir import T, build, each_row, f32, full, put, sized, vec, when
 from . import layout
 from .blocks import Blocks
 from .isa import Isa
 from .rows import Source, rows_of
+from .vector_math import tanh
 
 
 def made_rows(name: str, width: int, isa: Isa, source: Source) -> PrimFunc:
@@ -96,5 +97,28 @@ def take_rows(name: str, widths: tuple[int, int], isa: Isa) -> PrimFunc:
                 lanes = math.gcd(isa.lanes, width)
                 with T.serial(width // lanes) as j:
                     put(target, vec(source, rows[i], j * lanes, lanes=lanes), i, j * lanes, lanes=lanes)
+
+    return build(name, body)
+
+
+def cap_logits(name: str, width: int, scale: float, cap: float, isa: Isa) -> PrimFunc:
+    """logits float32 [M, width], in place: x · scale, then cap · tanh(x / cap) unless cap is 0."""
+    lanes = isa.lanes if width >= isa.lanes else 1
+
+    def body() -> None:
+        m = T.int64()
+        logits = sized("logits", (m, width), "float32")
+
+        def at(row: Any, first: Any, lanes: int) -> None:
+            value = vec(logits, row, first, lanes=lanes) * full(f32(scale / cap if cap else scale), lanes)
+            put(logits, full(f32(cap), lanes) * tanh(value, lanes) if cap else value, row, first, lanes=lanes)
+
+        def make(row: Any) -> None:
+            with T.serial(width // lanes) as i:
+                at(row, i * lanes, lanes)
+            for i in range(width // lanes * lanes, width):
+                at(row, i, 1)
+
+        each_row(m, make)
 
     return build(name, body)

@@ -12,6 +12,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+from ..base import NormKind
 from ..tir import T, f32, full, put, scratch, sized, vec
 from .isa import Isa
 from .vector_math import across, exp
@@ -19,19 +20,25 @@ from .vector_math import across, exp
 
 @dataclass(frozen=True)
 class Norm:
-    """y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019). With `residual`, x is x + r first, and the sum is
-    an output of its own.
+    """A norm of x. With `residual`, x is x + r first, and the sum is an output of its own.
 
-    Arguments: x float32 [M, width], (r like x,) weight float32 [width]; after the kernel's output (sum like x).
+    Arguments: x float32 [M, width], (r like x,) (weight float32 [width],) (bias like it); after the kernel's output
+    (sum like x).
     """
 
-    eps: float
+    kind: NormKind
     residual: bool
 
 
 @dataclass(frozen=True)
 class Gate:
-    """y = silu(gate) * up (Shazeer 2020). Argument: x float32 [M, 2 * width], which holds gate, then up."""
+    """y = activation(gate) * up (Shazeer 2020). Argument: x float32 [M, 2 * width], which holds gate, then up.
+
+    `activation`: one of kernels.base.ACTIVATIONS. gelu_tanh(x) is x times the logistic function of twice what its tanh
+    takes, so both are x / (1 + e⁻ᶻ).
+    """
+
+    activation: str = "silu"
 
 
 Source = Norm | Gate | None
@@ -61,44 +68,62 @@ class _Normed(Rows):
         super().__init__(m, width, isa)
         self._norm = norm
         self._residual = sized("residual", (m, width), "float32") if norm.residual else None
-        self._weight = sized("norm", (width,), "float32")
+        self._weight = sized("norm", (width,), "float32") if norm.kind.weight else None
+        self._bias = sized("norm_bias", (width,), "float32") if norm.kind.bias else None
 
     def declare_outputs(self) -> None:
         if self._norm.residual:
             self._sum = sized("sum", (self._m, self._width), "float32")
 
     def begin(self, row: Any) -> None:
-        lanes = self._lanes
-        acc, self._inverse = scratch(lanes), scratch(1)
+        lanes, kind = self._lanes, self._norm.kind
+        acc, self._inverse, self._mean = scratch(lanes), scratch(1), scratch(1)
         put(acc, full(f32(0), lanes), 0, lanes=lanes)
         with T.serial(self._width // lanes) as i:
             if self._residual is not None:
                 both = super().part(row, i * lanes, lanes) + vec(self._residual, row, i * lanes, lanes=lanes)
                 put(self._sum, both, row, i * lanes, lanes=lanes)
             value = self._plain(row, i * lanes, lanes)
-            put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
+            put(acc, vec(acc, 0, lanes=lanes) + (value if kind.centred else value * value), 0, lanes=lanes)
+        if kind.centred:
+            put(self._mean, across([vec(acc, 0, lanes=lanes)], operator.add, lanes) * f32(1 / self._width), 0)
+            put(acc, full(f32(0), lanes), 0, lanes=lanes)
+            with T.serial(self._width // lanes) as i:
+                value = self._centred(row, i * lanes, lanes)
+                put(acc, vec(acc, 0, lanes=lanes) + value * value, 0, lanes=lanes)
         total = across([vec(acc, 0, lanes=lanes)], operator.add, lanes)
-        put(self._inverse, f32(1) / T.sqrt(total * f32(1 / self._width) + f32(self._norm.eps)), 0)
+        put(self._inverse, f32(1) / T.sqrt(total * f32(1 / self._width) + f32(kind.eps)), 0)
 
     def _plain(self, row: Any, first: Any, lanes: int) -> Any:
         return vec(self.tensor if self._residual is None else self._sum, row, first, lanes=lanes)
 
+    def _centred(self, row: Any, first: Any, lanes: int) -> Any:
+        value = self._plain(row, first, lanes)
+        return value - full(self._mean[0], lanes) if self._norm.kind.centred else value
+
     def part(self, row: Any, first: Any, lanes: int) -> Any:
-        return self._plain(row, first, lanes) * full(self._inverse[0], lanes) * vec(self._weight, first, lanes=lanes)
+        value = self._centred(row, first, lanes) * full(self._inverse[0], lanes)
+        if self._weight is not None:
+            value = value * vec(self._weight, first, lanes=lanes)
+        return value if self._bias is None else value + vec(self._bias, first, lanes=lanes)
 
 
 class _Gated(Rows):
-    def __init__(self, m: Any, width: int, isa: Isa) -> None:
+    def __init__(self, m: Any, width: int, isa: Isa, activation: str) -> None:
         super().__init__(m, 2 * width, isa)
-        self._up = width
+        self._up, self._activation = width, activation
 
     def part(self, row: Any, first: Any, lanes: int) -> Any:
         gate, up = super().part(row, first, lanes), super().part(row, self._up + first, lanes)
-        return gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - gate, lanes)) * up
+        inner = gate
+        if self._activation == "gelu_tanh":
+            twice = 2 * math.sqrt(2 / math.pi)
+            inner = gate * (full(f32(twice), lanes) + full(f32(twice * 0.044715), lanes) * gate * gate)
+        return gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - inner, lanes)) * up
 
 
 def rows_of(source: Source, m: Any, width: int, isa: Isa) -> Rows:
     """Declares a kernel's inputs, and says how its rows [M, width] are read from them."""
     if isinstance(source, Norm):
         return _Normed(m, width, isa, source)
-    return Rows(m, width, isa) if source is None else _Gated(m, width, isa)
+    return Rows(m, width, isa) if source is None else _Gated(m, width, isa, source.activation)

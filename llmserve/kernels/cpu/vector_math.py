@@ -32,6 +32,12 @@ def exp(x: Any, lanes: int) -> Any:
     return exp2(x * full(f32(math.log2(math.e)), lanes), lanes)
 
 
+def tanh(x: Any, lanes: int) -> Any:
+    """tanh x = 1 - 2 / (e²ˣ + 1): within 1e-6 of it, and never above 1."""
+    one = full(f32(1), lanes)
+    return one - full(f32(2), lanes) / (exp(x + x, lanes) + one)
+
+
 def across(vectors: list[Any], combine: Callable[[Any, Any], Any], lanes: int, dtype: str = "float32") -> Any:
     """All lanes of all vectors combined into a scalar, always in the same order: a tree, as a chain would wait on each.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
-from ..base import AttentionShape, Batch, Choices, Composed, Storage
+from ..base import AttentionShape, Batch, Choices, Composed, NormKind, Storage
 from . import attention, elementwise, linear, sampling
 from .elementwise import RESIDUAL
 from .packed import Layout
@@ -99,24 +99,20 @@ class GpuKernels:
         layout = Layout(out_features, in_features, storage, self.compute_dtype)
         return self._once(GpuWeight, layout, bias, self.gpu)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self._norm(x, None, weight, eps)[0]
-
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return self._norm(x, residual, weight, eps)
-
-    def _norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        name = "rms_norm" if residual is None else "add_rms_norm"
+    def norm(
+        self, x: Tensor, residual: Tensor | None, norm: NormKind, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        name = norm.name if residual is None else f"add_{norm.name}"
         kind = (self.compute_dtype, x.dtype, residual is not None)
-        func = self._func(elementwise.rms_norm, name, x.shape[1], eps, self.gpu, *kind)
-        inputs = [x, weight] if residual is None else [x, residual, weight]
+        func = self._func(elementwise.norm, name, x.shape[1], norm, self.gpu, *kind)
+        inputs = [x, *params] if residual is None else [x, residual, *params]
         outputs = (_empty(*x.shape, dtype=self.compute_dtype), _empty(*x.shape, dtype=RESIDUAL))
         return op.tensor_ir_op(func, name, inputs, outputs)
 
-    def gated_silu(self, gate_up: Tensor) -> Tensor:
-        width = gate_up.shape[1] // 2
-        func = self._func(elementwise.gated_silu, "gated_silu", width, self.compute_dtype)
-        return op.tensor_ir_op(func, "gated_silu", [gate_up], _empty(gate_up.shape[0], width, dtype=self.compute_dtype))
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        width, name = gate_up.shape[1] // 2, f"gated_{activation}"
+        func = self._func(elementwise.gated, name, width, activation, self.compute_dtype)
+        return op.tensor_ir_op(func, name, [gate_up], _empty(gate_up.shape[0], width, dtype=self.compute_dtype))
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         widths = (x.shape[1], residual.shape[1])
@@ -152,6 +148,10 @@ class GpuKernels:
             _empty(*q.shape, dtype=self.compute_dtype),
         )
         return op.tensor_ir_op(func, "attention", inputs, outputs)[2]
+
+    def cap_logits(self, logits: Tensor, scale: float, cap: float) -> Tensor:
+        func = self._func(elementwise.cap_logits, "cap_logits", int(logits.shape[1]), scale, cap)
+        return op.tensor_ir_inplace_op(func, "cap_logits", [logits], 0, logits)
 
     def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
         rows, vocab = logits.shape[0], int(logits.shape[1])

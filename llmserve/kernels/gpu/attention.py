@@ -19,6 +19,7 @@ from tvm.tirx import PrimFunc
 from ...platforms import Gpu
 from ..base import AttentionShape
 from ..tir import T, block, build, f32, i32, put, sized, when
+from .elementwise import tanh
 from .threads import barrier, fold, grid, held, local, shared
 
 PARTS = 16  # that a row's keys are split into, at most
@@ -52,7 +53,7 @@ def page_tensor(shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
 def rope_append(name: str, shape: AttentionShape, gpu: Gpu, dtype: str, qk_norm: float | None) -> PrimFunc:
     """Rotate queries and keys, and write keys and values to their slots: see the CPU's kernel for the arguments.
 
-    qkv `dtype` [M, (heads + 2 kv_heads) * D] · positions, slots int32 [M] · cos, sin float32 [positions, D / 2] ·
+    qkv `dtype` [M, (heads + 2 kv_heads) * D] · positions, slots int32 [M] · cos, sin float32 [positions, tables * D / 2] ·
     (q_norm, k_norm float32 [D]) · pages, written in place · q `dtype` [M, heads * D], the output.
     Rotation pairs element i with i + D/2.
     """
@@ -65,8 +66,8 @@ def rope_append(name: str, shape: AttentionShape, gpu: Gpu, dtype: str, qk_norm:
         qkv = sized("qkv", (m, heads * d), dtype)
         positions = sized("positions", (m,), "int32")
         slots = sized("slots", (m,), "int32")
-        cos = sized("cos", (table, half), "float32")
-        sin = sized("sin", (table, half), "float32")
+        cos = sized("cos", (table, shape.tables * half), "float32")
+        sin = sized("sin", (table, shape.tables * half), "float32")
         norms = [sized(n, (d,), "float32") for n in ("q_norm", "k_norm")] if qk_norm is not None else []
         pages = sized("pages", page_tensor(shape, num_pages), shape.page_dtype)
         q = sized("q", (m, shape.heads * d), dtype)
@@ -90,9 +91,13 @@ def rope_append(name: str, shape: AttentionShape, gpu: Gpu, dtype: str, qk_norm:
             page, offset = slots[row] // size, slots[row] % size
             with when(inside), T.If(head < shape.heads + shape.kv_heads):
                 with T.Then(), block("rotate"):
-                    c, s = cos[positions[row], thread], sin[positions[row], thread]
-                    put(turned, low[0] * c - high[0] * s, 0)
-                    put(turned, high[0] * c + low[0] * s, 1)
+                    if shape.table is None:
+                        put(turned, low[0], 0)
+                        put(turned, high[0], 1)
+                    else:
+                        at = (positions[row], shape.table * half + thread)
+                        put(turned, low[0] * cos[at] - high[0] * sin[at], 0)
+                        put(turned, high[0] * cos[at] + low[0] * sin[at], 1)
                     with T.If(head < shape.heads):
                         with T.Then():
                             for i in range(2):
@@ -332,6 +337,9 @@ def _walk(
                 put(dot, f32(0), 0)
                 with T.serial(d) as i:
                     put(dot, dot[0] + query[q * d + i] * keys[key * stride + i], 0)
+                if shape.softcap:  # scores are in base 2
+                    cap = shape.softcap * math.log2(math.e)
+                    put(dot, tanh(dot[0] * f32(1 / cap)) * f32(cap), 0)
                 seen = T.And(base + key <= position_of(q), base + key < stop)
                 if shape.window:
                     seen = T.And(seen, base + key > position_of(q) - shape.window)

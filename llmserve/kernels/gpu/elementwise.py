@@ -5,57 +5,81 @@ Oracles: tests/kernels/gpu.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
+from ..base import NormKind
 from ..tir import T, build, f32, put, sized, when
-from .threads import ceil_div, fold, grid, local, shared
+from .threads import barrier, ceil_div, fold, grid, local, shared
 
 RESIDUAL = "float32"
 """The residual sum's dtype: dozens of layers add to it, and float16 would round each time."""
 _THREADS = 128
 
 
-def rms_norm(name: str, width: int, eps: float, gpu: Gpu, dtype: str, x_dtype: str, add: bool) -> PrimFunc:
-    """x `x_dtype` [M, width], (residual float32 [M, width],) weight float32 [width], y `dtype` [M, width],
-    sum float32 [M, width]: y = v / √(mean(v²) + eps) · weight, of v = x (+ residual), which is also the sum
-    (Zhang & Sennrich 2019)."""
+def norm(name: str, width: int, kind: NormKind, gpu: Gpu, dtype: str, x_dtype: str, add: bool) -> PrimFunc:
+    """x `x_dtype` [M, width], (residual float32 [M, width],) (weight float32 [width],) (bias float32 [width],)
+    y `dtype` [M, width], sum float32 [M, width]: y = the norm of v = x (+ residual), which is also the sum."""
     threads = min(256, gpu.threads)
 
     def body() -> None:
         m = T.int64()
         x = sized("x", (m, width), x_dtype)
         residual = sized("residual", (m, width), RESIDUAL) if add else None
-        weight = sized("weight", (width,), "float32")
+        weight = sized("weight", (width,), "float32") if kind.weight else None
+        bias = sized("bias", (width,), "float32") if kind.bias else None
         y = sized("y", (m, width), dtype)
         total = sized("sum", (m, width), RESIDUAL)
         steps = -(-width // threads)
         with grid(threads, m) as (row, thread):
-            kept, square, sums = local(steps), local(1), shared(threads)
-            put(square, f32(0), 0)
-            for step in range(steps):
-                i = step * threads + thread
-                with when(width % threads == 0 or step < steps - 1 or i < width):
-                    value = T.cast(x[row, i], "float32")
-                    put(kept, value if residual is None else value + residual[row, i], step)
-                    put(total, kept[step], row, i)
-                    put(square, square[0] + kept[step] * kept[step], 0)
-            put(sums, square[0], thread)
+            kept, share, inverse, sums = local(steps), local(1), local(1), shared(threads)
+
+            def each(body: Callable[[int, Any], None]) -> None:
+                """`body(step, column)` for the thread's columns."""
+                for step in range(steps):
+                    i = step * threads + thread
+                    with when(width % threads == 0 or step < steps - 1 or i < width):
+                        body(step, i)
+
+            def load(step: int, i: Any) -> None:
+                value = T.cast(x[row, i], "float32")
+                put(kept, value if residual is None else value + residual[row, i], step)
+                put(total, kept[step], row, i)
+                put(share, share[0] + (kept[step] if kind.centred else kept[step] * kept[step]), 0)
+
+            def centre(step: int, i: Any) -> None:
+                put(kept, kept[step] - inverse[0], step)
+                put(share, share[0] + kept[step] * kept[step], 0)
+
+            def store(step: int, i: Any) -> None:
+                value = kept[step] * inverse[0]
+                value = value if weight is None else value * weight[i]
+                put(y, T.cast(value if bias is None else value + bias[i], dtype), row, i)
+
+            put(share, f32(0), 0)
+            each(load)
+            put(sums, share[0], thread)
             fold(sums, threads, thread, operator.add)
-            put(square, f32(1) / T.sqrt(sums[0] * f32(1 / width) + f32(eps)), 0)
-            for step in range(steps):
-                i = step * threads + thread
-                with when(width % threads == 0 or step < steps - 1 or i < width):
-                    put(y, T.cast(kept[step] * square[0] * weight[i], dtype), row, i)
+            if kind.centred:
+                put(inverse, sums[0] * f32(1 / width), 0)  # the mean, for now
+                put(share, f32(0), 0)
+                each(centre)
+                barrier()
+                put(sums, share[0], thread)
+                fold(sums, threads, thread, operator.add)
+            put(inverse, f32(1) / T.sqrt(sums[0] * f32(1 / width) + f32(kind.eps)), 0)
+            each(store)
 
     return build(name, body)
 
 
-def gated_silu(name: str, width: int, dtype: str) -> PrimFunc:
-    """gate_up `dtype` [M, 2 · width], y `dtype` [M, width]: silu(gate) · up (Shazeer 2020)."""
+def gated(name: str, width: int, activation: str, dtype: str) -> PrimFunc:
+    """gate_up `dtype` [M, 2 · width], y `dtype` [M, width]: activation(gate) · up (Shazeer 2020); one of ACTIVATIONS."""
 
     def body() -> None:
         m = T.int64()
@@ -64,11 +88,36 @@ def gated_silu(name: str, width: int, dtype: str) -> PrimFunc:
 
         def at(row: Any, i: Any) -> None:
             gate, up = (T.cast(gate_up[row, i + first], "float32") for first in (0, width))
-            # silu(x) = x / (1 + e^-x); e^x for negative x, so that nothing overflows.
-            positive, rest = local(1), local(1)
-            put(rest, T.exp(-T.fabs(gate)), 0)
-            put(positive, T.if_then_else(gate >= f32(0), f32(1), rest[0]) / (f32(1) + rest[0]), 0)
+            # Either is gate / (1 + e^-z); e^z for negative z, so that nothing overflows.
+            positive, rest, inner = local(1), local(1), local(1)
+            twice = 2 * math.sqrt(2 / math.pi)
+            cubic = gate * (f32(twice) + f32(twice * 0.044715) * gate * gate)
+            put(inner, cubic if activation == "gelu_tanh" else gate, 0)
+            put(rest, T.exp(-T.fabs(inner[0])), 0)
+            put(positive, T.if_then_else(inner[0] >= f32(0), f32(1), rest[0]) / (f32(1) + rest[0]), 0)
             put(y, T.cast(gate * positive[0] * up, dtype), row, i)
+
+        _each(m, width, at)
+
+    return build(name, body)
+
+
+def tanh(x: Any) -> Any:
+    """tanh x = sign(x) · (1 - e) / (1 + e), e = e^-2|x|: nothing overflows, whatever a platform's own does."""
+    e = T.exp(f32(-2) * T.fabs(x))
+    return T.if_then_else(x >= f32(0), f32(1), f32(-1)) * (f32(1) - e) / (f32(1) + e)
+
+
+def cap_logits(name: str, width: int, scale: float, cap: float) -> PrimFunc:
+    """logits float32 [M, width], in place: x · scale, then cap · tanh(x / cap) unless cap is 0."""
+
+    def body() -> None:
+        m = T.int64()
+        logits = sized("logits", (m, width), "float32")
+
+        def at(row: Any, i: Any) -> None:
+            value = logits[row, i] * f32(scale / cap if cap else scale)
+            put(logits, tanh(value) * f32(cap) if cap else value, row, i)
 
         _each(m, width, at)
 

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from llmserve.models.base import family as find
-from llmserve.weights.random_checkpoint import write_random_checkpoint
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 Tensors = dict[str, np.ndarray]
 Packer = Callable[[np.ndarray], tuple[Tensors, np.ndarray]]

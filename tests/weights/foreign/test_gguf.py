@@ -23,7 +23,7 @@ from llmserve.weights.foreign import open_source
 from llmserve.weights.foreign.gguf.blocks import TYPES
 from llmserve.weights.foreign.gguf.file import GGUFFile
 from llmserve.weights.foreign.gguf.tokenizer import tokenizer_files
-from llmserve.weights.random_checkpoint import write_random_checkpoint
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 from . import packing
 from .test_packed import fused, stored_weights

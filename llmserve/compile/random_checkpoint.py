@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .container import SafetensorsWriter, TensorSpec
-from .convert import FLOATS
-from .read import INDEX, SINGLE
+from ..kernels.base import using
+from ..models.base import CausalLM, Family, read_family
+from ..models.layers import PageFormat
+from ..platforms import PLATFORMS
+from ..weights.container import SafetensorsWriter, TensorSpec
+from ..weights.convert import FLOATS
+from ..weights.mapping import source_names
+from ..weights.read import INDEX, SINGLE
+from .host import kernel_set
 
 TINY_LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -56,66 +63,75 @@ def write_random_checkpoint(
 ) -> Path:
     """Writes config.json, generation_config.json, weights and tokenizer for an HF `config` into `out_dir`; returns it.
 
-    `shapes` gives tensor names and shapes for families that `tensor_shapes` does not know. With a tokenizer the
-    config's special token ids are the tokenizer's. Tensors depend on their name and the seed, not on `shards`.
+    `shapes` gives tensor names and shapes in place of the family's. With a tokenizer the config's special token ids are
+    the tokenizer's. Tensors depend on their name and the seed, not on `shards`.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     config = {**config, "torch_dtype": dtype}
     if tokenizer:
-        from .tiny_tokenizer import write_tokenizer
+        from ..weights.tiny_tokenizer import write_tokenizer
 
         ids = write_tokenizer(out, config["vocab_size"], config.get("max_position_embeddings", 2048))
         config |= ids
         _write_json(out / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
     _write_json(out / "config.json", config)
-    specs = [TensorSpec(name, _DTYPES[dtype], shape) for name, shape in (shapes or tensor_shapes(config)).items()]
-    _write_weights(out, specs, seed, shards, damping=(2 * config["num_hidden_layers"]) ** -0.5)
+    laws = {name: _Law(shape) for name, shape in shapes.items()} if shapes else tensor_laws(config)
+    specs = [TensorSpec(name, _DTYPES[dtype], law.shape) for name, law in laws.items()]
+    _write_weights(out, specs, laws, seed, shards)
     return out
 
 
+@dataclass(frozen=True)
+class _Law:
+    """A tensor's shape, and the normal distribution that its numbers are drawn from; a deviation of 0 is the default."""
+
+    shape: tuple[int, ...]
+    mean: float = 0.0
+    deviation: float = 0.0
+
+
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a llama, mistral, qwen2 or qwen3 checkpoint with this config."""
-    family, h, f = config["model_type"], config["hidden_size"], config["intermediate_size"]
-    if family not in ("llama", "mistral", "qwen2", "qwen3"):
-        raise ValueError(f"no tensor shapes for model_type {family}")
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or h // heads
-    q, kv = heads * head_dim, config.get("num_key_value_heads", heads) * head_dim
-    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], h)}
-
-    def linear(name: str, n: int, k: int, bias: bool) -> None:
-        shapes[f"{name}.weight"] = (n, k)
-        if bias:
-            shapes[f"{name}.bias"] = (n,)
-
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        shapes[f"{layer}.input_layernorm.weight"] = (h,)
-        for name, n in (("q", q), ("k", kv), ("v", kv)):
-            linear(f"{layer}.self_attn.{name}_proj", n, h, bias=family == "qwen2" or attention_bias)
-        if family == "qwen3":
-            shapes[f"{layer}.self_attn.q_norm.weight"] = (head_dim,)
-            shapes[f"{layer}.self_attn.k_norm.weight"] = (head_dim,)
-        linear(f"{layer}.self_attn.o_proj", h, q, bias=attention_bias)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (h,)
-        linear(f"{layer}.mlp.gate_proj", f, h, bias=mlp_bias)
-        linear(f"{layer}.mlp.up_proj", f, h, bias=mlp_bias)
-        linear(f"{layer}.mlp.down_proj", h, f, bias=mlp_bias)
-    shapes["model.norm.weight"] = (h,)
-    if not config.get("tie_word_embeddings", False):
-        shapes["lm_head.weight"] = (config["vocab_size"], h)
-    return shapes
+    """Names and shapes of a checkpoint's tensors with this config, as the family's own modules say."""
+    return {name: law.shape for name, law in tensor_laws(config).items()}
 
 
-def _write_weights(out: Path, specs: list[TensorSpec], seed: int, shards: int, damping: float) -> None:
+def tensor_laws(config: Mapping[str, Any]) -> dict[str, _Law]:
+    """The same with what the numbers are to be: norms about 1, biases small, matrices 1/√in, less where layers add to
+    the residual sum, so that activations stay near 1."""
+    family, model = _frame(config)
+    damping = (2 * model.config.num_layers) ** -0.5
+    laws: dict[str, _Law] = {}
+    for name, matrix in model.matrices():
+        mapped = source_names(f"{name}.weight", family.weights)
+        adds = name.endswith(("o_proj", "down_proj"))
+        whole = len(mapped.sources) != len(matrix.parts)  # stored in one tensor
+        for source, rows in zip(mapped.sources, (matrix.out_features,) if whole else matrix.parts, strict=True):
+            shape = (matrix.in_features, rows) if mapped.transposed else (rows, matrix.in_features)
+            scale = damping if adds else 1 / model.config.embedding_scale if name == "model.embed_tokens" else 1.0
+            laws[source] = _Law(shape, 0.0, matrix.in_features**-0.5 * scale)
+            if matrix.has_bias:
+                laws[source.removesuffix("weight") + "bias"] = _Law((rows,), 0.0, 0.1)
+    for name, param in model.floats():
+        mapped = source_names(name, family.weights)
+        vector = name.endswith("norm.weight")
+        laws[mapped.sources[0]] = _Law(param.shape, (1.0 if vector else 0.0) - mapped.added, 0.1)
+    return laws
+
+
+def _frame(config: Mapping[str, Any]) -> tuple[Family, CausalLM]:
+    family, read = read_family(config)
+    with using(kernel_set(PLATFORMS["cpu"], None, "float32")[0]):
+        return family, family.model(read, PageFormat())
+
+
+def _write_weights(out: Path, specs: list[TensorSpec], laws: Mapping[str, _Law], seed: int, shards: int) -> None:
     files = _assign(specs, shards)
     for file, group in groupby(specs, lambda spec: files[spec.name]):
         members = list(group)
         with SafetensorsWriter(out / file, members, {"format": "pt"}) as writer:
             for spec in members:
-                for first, rows in _random_rows(spec, seed, damping):
+                for first, rows in _random_rows(spec, laws[spec.name], seed):
                     writer.write(spec.name, rows, first)
     if shards > 1:
         total = sum(spec.nbytes for spec in specs)
@@ -133,15 +149,11 @@ def _assign(specs: list[TensorSpec], shards: int) -> dict[str, str]:
     return files
 
 
-def _random_rows(spec: TensorSpec, seed: int, damping: float) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Blocks of rows: norms about 1, biases small, matrices of 1/√K, less where layers add to the residual stream."""
+def _random_rows(spec: TensorSpec, law: _Law, seed: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Blocks of rows."""
     rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(spec.name.encode())]))
     rows, width = spec.rows
-    mean, deviation = 0.0, width**-0.5
-    if len(spec.shape) == 1:
-        mean, deviation = (1.0, 0.1) if spec.name.endswith("norm.weight") else (0.0, 0.1)
-    elif spec.name.endswith(("o_proj.weight", "down_proj.weight")):
-        deviation *= damping
+    mean, deviation = law.mean, law.deviation or width**-0.5
     step = max(1, _BLOCK // width)
     for first in range(0, rows, step):
         block = rng.standard_normal((min(step, rows - first), width), dtype=np.float32)
