@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import artifact
 from ..errors import CheckpointError, ConfigError
 from ..quant import awq, gptq, scale_search
 from ..quant.group import GroupFormat, as_float32, dequantize
@@ -27,7 +28,6 @@ from ..toolchain import tvm_version
 from ..weights.container import SafetensorsWriter
 from ..weights.convert import ParamPlan, check_shapes, read_floats
 from ..weights.load import PARAMS_FILE, load_params
-from . import artifact
 from .calibration_data import Sequences
 from .layerwise import LayerProgram
 from .subject import Subject

@@ -14,10 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from tvm.relax.frontend.nn import Tensor
 
-from ..quant.group import GroupFormat
-
-Storage = GroupFormat | str
-"""How a weight is stored: a group format, or a float dtype's name ("float32", "float16")."""
+from ..quant.group import Storage
 
 
 @dataclass(frozen=True)

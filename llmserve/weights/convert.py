@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ..disk import disk_errors, require_space
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.group import GroupFormat, as_float32, quantize
 from ..quant.takeover import Grid, holders
 from .container import SafetensorsWriter, TensorInfo, TensorSpec
-from .disk import disk_errors, require_space
 from .load import PARAMS_FILE
 from .source import PlainSource, Source
 

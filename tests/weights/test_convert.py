@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, source: Path, monkeypatch: pytest.
 
 def test_a_disk_known_to_be_too_small(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=5)
-    monkeypatch.setattr("llmserve.weights.disk.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("llmserve.disk.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ArtifactError, match=r"needs \d+ MB and its disk has 0 MB"):
         convert(source, tmp_path / "out", plan_of(INT4))
     assert not list((tmp_path / "out").iterdir())
@@ -219,7 +219,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tests.weights.test_convert import INT4, plan_of
-from llmserve.compile.artifact import obtain
+from llmserve.artifact import obtain
 from llmserve.weights.convert import convert
 
 def progress(name, done, total):
