@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmserve.compile.artifact import checkpoint_fingerprint, obtain
+from llmserve.artifact import checkpoint_fingerprint, obtain
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 HERE = Path(__file__).parent

@@ -31,7 +31,7 @@ from samples import Figures, Job, Patience
 from llmserve.bench.engine import EngineBench
 from llmserve.bench.host import cores, load_average, prepare, provenance
 from llmserve.bench.plan import CONTEXT
-from llmserve.engine.choices import Choices
+from llmserve.engine.run.choices import Choices
 
 T = TypeVar("T")
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"

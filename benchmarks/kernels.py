@@ -24,7 +24,7 @@ from llmserve.bench.host import Bystanders, cores, load_average, provenance
 from llmserve.compile.build import Build
 from llmserve.compile.pipeline import pipeline
 from llmserve.kernels.base import AttentionShape, Batch, active, using
-from llmserve.models.layers import Linear
+from llmserve.models.parts import Linear
 from llmserve.quant import scheme
 
 MATMULS = {

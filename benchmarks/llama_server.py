@@ -17,7 +17,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from llmserve.compile.artifact import cache_root
+from llmserve.artifact import cache_root
 from llmserve.errors import LLMServeError
 
 PACKAGE = "llama-cpp-python"

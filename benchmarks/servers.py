@@ -21,9 +21,9 @@ from pathlib import Path
 from processes import resume, stop
 from samples import Figures, Job
 
+from llmserve.artifact import cache_root
 from llmserve.bench import serve
 from llmserve.bench.host import LLMSERVE, memory_mib
-from llmserve.compile.artifact import cache_root
 from llmserve.errors import LLMServeError
 
 CLIENTS, PROMPT, ANSWER = 8, 128, 32

@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 __all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 
 if TYPE_CHECKING:
-    from .engine.grammar_spec import Grammar
-    from .engine.sampling_params import SamplingParams
+    from .engine.plan.grammar_spec import Grammar
+    from .engine.plan.sampling_params import SamplingParams
     from .llm import LLM
 
 
@@ -22,11 +22,11 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "Grammar":
-        from .engine.grammar_spec import Grammar
+        from .engine.plan.grammar_spec import Grammar
 
         return Grammar
     if name == "SamplingParams":
-        from .engine.sampling_params import SamplingParams
+        from .engine.plan.sampling_params import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

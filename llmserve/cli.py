@@ -266,7 +266,7 @@ def compile_(
 @app.command(name="list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List what is in the cache: converted weights and what they cost, weights in a platform's layout, libraries."""
-    from .compile.artifact import cache_root, list_artifacts
+    from .artifact import cache_root, list_artifacts
     from .quant.report import summary
 
     rows = list_artifacts()
@@ -348,7 +348,7 @@ def _report(figures: dict[str, Any], json_file: Path | None) -> None:
 
 
 def _draw(converted: Path, file: Path) -> None:
-    from .compile.artifact import results_of
+    from .artifact import results_of
     from .errors import ConfigError
     from .quant.report import Report, picture
 

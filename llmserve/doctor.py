@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import __version__, detect
-from .compile.artifact import cache_root
+from .artifact import cache_root
 from .compile.tools import Tool, needed
 from .errors import ConfigError
 from .machine import THIS, Machine, size

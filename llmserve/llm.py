@@ -15,11 +15,11 @@ from .compile.build import Build, Notify, silent
 from .config import EngineConfig, sampling_defaults
 from .config import build as checked
 from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
-from .engine.executor import LocalExecutor
-from .engine.grammar import GrammarCompiler
+from .engine.grammar.compiler import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
-from .engine.scheduler import ScheduledSequence
-from .engine.sequence import Request
+from .engine.plan.scheduler import ScheduledSequence
+from .engine.plan.sequence import Request
+from .engine.run.executor import LocalExecutor
 from .errors import ContextLengthError, EngineError, RequestError
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer

@@ -44,10 +44,10 @@ def serve(config: Config) -> None:
                 read_ahead(build.compiled.params)
 
             from .api.app import create_app
+            from .api.base.state import ServedModel
             from .api.launch import run
-            from .api.state import ServedModel
             from .engine import AsyncEngine
-            from .engine.grammar import GrammarCompiler
+            from .engine.grammar.compiler import GrammarCompiler
             from .engine.loading import load_core, scheduler_config
             from .text.chat_template import ChatTemplate
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compile.artifact import cache_root
+from .artifact import cache_root
 from .detect import Device
 from .toolchain import TVM_NEEDED
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.engine import EngineCore, Pooled, SampledToken, SamplingParams, SchedulerConfig, Scored, TokenLogprob
-from llmserve.engine.grammar_spec import CompiledGrammar
-from llmserve.engine.scheduler import SchedulerOutput
-from llmserve.engine.sequence import Sequence as EngineSequence
+from llmserve.engine.plan.grammar_spec import CompiledGrammar
+from llmserve.engine.plan.scheduler import SchedulerOutput
+from llmserve.engine.plan.sequence import Sequence as EngineSequence
 from llmserve.errors import EngineError
 
 _MASK = 2**61 - 1

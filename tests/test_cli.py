@@ -21,9 +21,9 @@ import typer
 from typer.testing import CliRunner
 
 from llmserve import __version__, cli
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 from llmserve.config import Config, load_toml
 from llmserve.models.base import families
-from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 TINY = TINY_LLAMA | {
     "hidden_size": 64,

@@ -12,8 +12,8 @@ import pytest
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
-from llmserve.engine.scheduler import ScheduledSequence
-from llmserve.engine.sequence import Request
+from llmserve.engine.plan.scheduler import ScheduledSequence
+from llmserve.engine.plan.sequence import Request
 from llmserve.models.base import families
 from llmserve.quant.group import GroupFormat
 from llmserve.quant.scheme import SCHEMES

@@ -15,8 +15,8 @@ import pytest
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
-from llmserve.models.base import family as find
 from llmserve.compile.random_checkpoint import write_random_checkpoint
+from llmserve.models.base import family as find
 
 from .weights.foreign import packing
 from .weights.foreign.packing import Packer

@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm.tirx import PrimFunc
 
-from llmserve.compile.artifact import obtain, source_hash
+from llmserve.artifact import obtain, source_hash
 from llmserve.compile.environment import environment
 from llmserve.compile.host import kernel_set, link_host_code
 from llmserve.compile.pipeline import build_context

@@ -157,8 +157,8 @@ SAMPLED = len(_ASKED)
 
 
 def sample(case: Case, call: Call) -> float:
-    """The same tokens as `llmserve.engine.choices` chooses, or one whose stretch of the cumulative sum is within 1e-5
-    of the random number: float32 sums of some thousand weights are that near to float64's."""
+    """The same tokens as `llmserve.engine.run.choices` chooses, or one whose stretch of the cumulative sum is within
+    1e-5 of the random number: float32 sums of some thousand weights are that near to float64's."""
     choices, vocab = _choices(), case["width"]
     rng = np.random.default_rng(4)
     knobs, limits, ids, amounts = [], [], [0], [(np.nan, np.nan, np.nan)]  # the first of each is nobody's
@@ -208,10 +208,10 @@ def _outside(choices: Any, logits: np.ndarray, knobs: np.ndarray, top_k: int, to
 
 
 def _choices() -> Any:
-    """`llmserve.engine.choices`, without the engine's package, which wants what a bare machine has not."""
+    """`llmserve.engine.run.choices`, without the engine's package, which wants what a bare machine has not."""
     name = "llmserve_choices"
     if name not in sys.modules:
-        path = Path(llmserve.__file__).parent / "engine" / "choices.py"
+        path = Path(llmserve.__file__).parent / "engine" / "run" / "choices.py"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)

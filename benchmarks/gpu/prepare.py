@@ -110,8 +110,8 @@ class Preparation:
 
     def _models(self) -> dict[str, Any]:
         """The package's own model and a random one of each family, in both dtypes, their parameters stored once."""
-        from llmserve.models.base import families, family
         from llmserve.compile.random_checkpoint import write_random_checkpoint
+        from llmserve.models.base import families, family
 
         directory, checkpoints = self._fresh("models"), self.folder.parent / "checkpoints"
         sources: dict[str, Path | None] = {"embedded": None}

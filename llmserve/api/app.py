@@ -15,15 +15,17 @@ from ..config import ServerConfig
 from ..engine import AsyncEngine
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
-from . import chat, completions, document, embeddings, errors, messages, metrics, models, page, responses, tokenize
-from .body import BodyGuard
+from . import document
+from .base.state import ServedModel, Serving
 from .checks import api_keys
-from .gate import GateKeeper
-from .logs import log_access
-from .middleware import ApiKey, Recorded
-from .record import Record
-from .state import ServedModel, Serving
-from .tracing import Tracing
+from .edge import errors, metrics
+from .edge.body import BodyGuard
+from .edge.gate import GateKeeper
+from .edge.logs import log_access
+from .edge.middleware import ApiKey, Recorded
+from .edge.record import Record
+from .edge.tracing import Tracing
+from .endpoints import chat, completions, embeddings, messages, models, page, responses, tokenize
 
 
 def create_app(

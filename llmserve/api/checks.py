@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ..config import ServerConfig
 from ..errors import ConfigError
-from . import tracing
+from .edge import tracing
 
 KEYS_VARIABLE = "LLMSERVE_API_KEYS"
 

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from . import shapes
-from .errors import wants_anthropic
+from .base import shapes
+from .edge.errors import wants_anthropic
 
 _ALWAYS = {
     500: "The server has met an error of its own.",

@@ -11,9 +11,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from ..config import ServerConfig
-from . import logs
+from .base.state import Serving
 from .checks import check
-from .state import Serving
+from .edge import logs
 
 logger = logging.getLogger(__name__)
 

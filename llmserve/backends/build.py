@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..compile import artifact
+from .. import artifact
 from ..errors import ArtifactError, UnsupportedError
 from ..toolchain import tvm_version
 

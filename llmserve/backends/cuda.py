@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from ..compile import artifact
+from .. import artifact
 from ..errors import UnsupportedError
 from ..machine import cuda_runtime
 from .build import compile_plugin

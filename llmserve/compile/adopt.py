@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..kernels.base import Storage
-from ..quant.group import INT8, GroupFormat
+from ..quant.group import INT8, GroupFormat, Storage
 from ..quant.scheme import SCHEMES, Matrix, Scheme, storage_name
 from ..quant.takeover import widest
 from ..weights.mapping import Rule, map_weights

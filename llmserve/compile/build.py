@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, artifact
 from ..config import EngineConfig
 from ..errors import ArtifactError, ConfigError, UnsupportedError
 from ..kernels.base import KernelSet, using
@@ -31,7 +31,7 @@ from ..weights.container import SafetensorsWriter, TensorSpec
 from ..weights.foreign import mlc_writer, open_source
 from ..weights.load import PARAMS_FILE, load_params
 from ..weights.source import PlainSource
-from . import artifact, judging
+from . import judging
 from .adopt import adopt
 from .calibrate import is_rounded, parse
 from .compiled import CompiledModel, Interface

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import artifact
 from ..errors import CheckpointError, ConfigError
 from ..models.config import LayerKind
 from ..quant import awq, gptq, scale_search
@@ -28,7 +29,6 @@ from ..toolchain import tvm_version
 from ..weights.container import SafetensorsWriter
 from ..weights.convert import ParamPlan, check_shapes, read_floats
 from ..weights.load import PARAMS_FILE, load_params
-from . import artifact
 from .calibration_data import Sequences
 from .layerwise import LayerProgram
 from .subject import Subject
@@ -316,8 +316,8 @@ class Calibrator:
     # --- weights
 
     def _embed(self, ids: npt.NDArray[np.int32], made: Mapping[str, Array] | None) -> npt.NDArray[np.float32]:
-        """The first layer's input, [tokens, hidden], of the embedding as stored or, without `made`, as the checkpoint has
-        it."""
+        """The first layer's input, [tokens, hidden], of the embedding as stored or, without `made`, as the checkpoint
+        has it."""
         param = self._params[f"{_EMBEDDING}.weight"]
         flat, places = np.unique(ids.reshape(-1), return_inverse=True)
         if made is not None:

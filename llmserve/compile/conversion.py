@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import artifact
 from ..errors import CheckpointError
 from ..quant import group, scale_search
 from ..quant.group import GroupFormat
 from ..quant.report import Report
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ConversionReport, convert
-from . import artifact, judging
+from . import judging
 from .calibrate import Calibrator, Notify, needs_text
 from .calibration_data import read
 from .subject import Subject

@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
+from .. import artifact
 from ..errors import CheckpointError
 from ..quant.mixed import Sensitivity
 from ..quant.report import Report
 from ..quant.scheme import SCHEMES, Scheme
 from ..weights.convert import ConversionPlan, ConversionReport
 from ..weights.load import load_params
-from . import artifact, calibration_data, quality, sensitivity
+from . import calibration_data, quality, sensitivity
 from .layerwise import LayerProgram
 from .subject import Subject
 from .texts import Text

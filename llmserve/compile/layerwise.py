@@ -24,7 +24,8 @@ from ..kernels.step import Argument
 from ..models import rope
 from ..models.base import Family, batch_of, entry, spec_of
 from ..models.config import DecoderConfig, LayerKind
-from ..models.layers import Fold, Matrix, PageFormat, walk
+from ..models.layers import PageFormat
+from ..models.parts import Fold, Matrix, walk
 from ..weights.load import aligned
 from .compiled import LIBRARY_FILE, start_threads
 from .host import link
@@ -173,7 +174,8 @@ class LayerProgram:
 
     def set_weights(self, stored: Mapping[str, npt.NDArray[Any]], outer: Mapping[str, npt.NDArray[Any]] = {}) -> None:
         """The layer to run from now on: `<matrix>.weight`, `<matrix>.bias` and `floats`, float32, by their names below
-        the layer; and `outer_floats`, which only `begin` and `normed` read (ones stand in for those that are missing)."""
+        the layer; and `outer_floats`, which only `begin` and `normed` read (ones stand in for those that are
+        missing)."""
         import tvm_ffi
 
         params: dict[str, npt.NDArray[Any]] = {}

@@ -84,7 +84,8 @@ def write_random_checkpoint(
 
 @dataclass(frozen=True)
 class _Law:
-    """A tensor's shape, and the normal distribution that its numbers are drawn from; a deviation of 0 is the default."""
+    """A tensor's shape, and the normal distribution that its numbers are drawn from; a deviation of 0 is the
+    default."""
 
     shape: tuple[int, ...]
     mean: float = 0.0

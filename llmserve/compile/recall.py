@@ -20,21 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .. import __version__
+from .. import __version__, artifact
 from ..config import EngineConfig
 from ..errors import ArtifactError, ConfigError
 from ..models import rope
 from ..platforms import Platform, find
 from ..toolchain import tvm_version
 from ..weights import embedded, hub
-from . import artifact
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 
 # What anything in a note depends on: the sources that make artifacts, those that name them, and the texts that weights
 # are calibrated on.
-_SOURCES = ("backends", "compile", "data/text", "kernels", "models", "platforms.py", "quant", "weights")
+_SOURCES = ("artifact.py", "backends", "compile", "data/text", "kernels", "models", "platforms.py", "quant", "weights")
 # What Linux tells of a processor, as far as the choice of kernels depends on it; the latter half is ARM's and RISC-V's.
 _PROCESSOR = (
     *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, artifact
 from ..kernels.base import KernelSet, using
 from ..models.base import CausalLM, Family
 from ..models.config import DecoderConfig
@@ -19,7 +19,6 @@ from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
 from ..weights.mapping import map_weights
 from ..weights.source import Source, write_json
-from . import artifact
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Requests → tokens. The public face: what the server, the offline facade and the benchmarks may use.
 
-Importing it imports no TVM; executors are made in `executor.py`.
+Importing it imports no TVM; executors are made in `run/executor.py`.
 """
 
 from __future__ import annotations
 
 from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
-from .grammar_spec import Grammar
-from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored, TokenLogprob, fold
-from .sampling_params import SamplingParams
-from .scheduler_config import SchedulerConfig
+from .plan.grammar_spec import Grammar
+from .plan.outputs import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored, TokenLogprob, fold
+from .plan.sampling_params import SamplingParams
+from .plan.scheduler_config import SchedulerConfig
 
 __all__ = [
     "AsyncEngine",

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from ..errors import EngineError, LLMServeError, RequestError
 from .core import EngineCore, EngineStats
-from .grammar_spec import CompiledGrammar, Compiler, Grammar
-from .output import RequestOutput
+from .plan.grammar_spec import CompiledGrammar, Compiler, Grammar
+from .plan.outputs import RequestOutput
+from .plan.sampling_params import SamplingParams
 from .reader import Reader
-from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

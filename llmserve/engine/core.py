@@ -12,12 +12,12 @@ from typing import Protocol, get_args
 
 from ..errors import ConfigError, RequestError
 from .detokenize import Detokenizer, Tokenizer
-from .grammar_spec import CompiledGrammar
-from .output import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored
-from .sampling_params import SamplingParams
-from .scheduler import Sampled, Scheduler, SchedulerOutput
-from .scheduler_config import SchedulerConfig
-from .sequence import Request, Sequence
+from .plan.grammar_spec import CompiledGrammar
+from .plan.outputs import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored
+from .plan.sampling_params import SamplingParams
+from .plan.scheduler import Sampled, Scheduler, SchedulerOutput
+from .plan.scheduler_config import SchedulerConfig
+from .plan.sequence import Request, Sequence
 
 
 class Executor(Protocol):

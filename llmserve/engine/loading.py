@@ -11,8 +11,8 @@ from ..errors import ConfigError
 from ..weights.load import PARAMS_FILE
 from .core import EngineCore
 from .detokenize import Tokenizer
-from .executor import LocalExecutor
-from .scheduler_config import SchedulerConfig
+from .plan.scheduler_config import SchedulerConfig
+from .run.executor import LocalExecutor
 
 _SHARE_OF_FREE_MEMORY = 0.25  # of a computer's, which others want as well
 _SHARE_OF_GPU_MEMORY = 0.85  # of a GPU's own, less the weights; the rest is for a step's results

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any
 
-from .output import RequestOutput, fold
+from .plan.outputs import RequestOutput, fold
 
 MAX_UNREAD = 64  # outputs of a request, kept apart for a slow reader before they are folded into one
 

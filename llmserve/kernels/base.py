@@ -14,10 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from tvm.relax.frontend.nn import Tensor
 
-from ..quant.group import GroupFormat
-
-Storage = GroupFormat | str
-"""How a weight is stored: a group format, or a float dtype's name ("float32", "float16")."""
+from ..quant.group import Storage
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,8 @@ class KernelSet(Protocol):
     def attention(self, q: Tensor, batch: Batch, pages: Tensor, shape: AttentionShape, scale: float) -> Tensor: ...
 
     def cap_logits(self, logits: Tensor, scale: float, cap: float) -> Tensor:
-        """Logits float32 [R, vocab], written in place and returned: x · scale, then cap · tanh(x / cap) unless cap is 0."""
+        """Logits float32 [R, vocab], written in place and returned: x · scale, then cap · tanh(x / cap) unless cap is
+        0."""
 
     def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
         """A token for each row of logits float32 [R, vocab], which stay as they are.

@@ -1,7 +1,7 @@
 """The table of a step's arguments: name, sizes, dtype and order, stated once.
 
-The models' entry points, the layer programs of calibration and the engine's staging arrays are all made from these rows.
-Data only: no tvm, no numpy. Sizes in words are symbolic unless whoever reads the row knows them.
+The models' entry points, the layer programs of calibration and the engine's staging arrays are all made from these
+rows. Data only: no tvm, no numpy. Sizes in words are symbolic unless whoever reads the row knows them.
 """
 
 from __future__ import annotations

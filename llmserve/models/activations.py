@@ -1,4 +1,5 @@
-"""Activations as plain operators, for what no fused kernel computes. Kernels have their own: kernels.base.ACTIVATIONS."""
+"""Activations as plain operators, for what no fused kernel computes. Kernels have their own:
+kernels.base.ACTIVATIONS."""
 
 from __future__ import annotations
 

@@ -24,9 +24,10 @@ from ..kernels.step import Argument
 from ..weights.mapping import Rule
 from . import __path__ as _models_path
 from .config import ConfigKeys, DecoderConfig
-from .layers import Decoder, DecoderLayer, Linear, Matrix, Order, PageFormat, walk
+from .layers import Decoder, DecoderLayer, PageFormat
+from .parts import Linear, Matrix, Order, walk
 
-_NOT_FAMILIES = {"base", "activations", "config", "layers", "rope"}
+_NOT_FAMILIES = {"base", "activations", "config", "layers", "parts", "rope"}
 # Twins: architectures that differ from a family in name only.
 ALIASES: Mapping[str, str] = {}
 # Model types whose decoder is described by their `text_config` → its model type where that does not say.
@@ -166,7 +167,7 @@ class CausalLM(nn.Module):
         shape = self.attention_shape
         page = nn.spec.Tensor(list(active().page_tensor(shape, "num_pages")), shape.page_dtype)
         pages = {_PAGES: [page for _ in range(self.config.num_layers)]}
-        packed = {name: _PACKED for name in ("next", "step", "hidden", "head")}
+        packed = dict.fromkeys(("next", "step", "hidden", "head"), _PACKED)
         modes = {**packed, "sample": {"param_mode": "none", "effect_mode": "none"}}
         return spec_of(self, {name: {**pages, "$": dict(mode)} for name, mode in modes.items()}, self.config)
 

@@ -136,8 +136,8 @@ class RopeConfig:
     def read(
         cls, keys: ConfigKeys, head_dim: int, layers: str | None = None, theta: float = 10000.0, partial: float = 1.0
     ) -> RopeConfig:
-        """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer, of
-        which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own
+        """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer,
+        of which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own
         defaults."""
         nested, scaling = keys.table("rope_parameters"), keys.table("rope_scaling")
         if layers is not None and isinstance(nested.get(layers), Mapping):
@@ -330,7 +330,8 @@ def sliding_layers(
     window: int | None = None,
     ropes: tuple[int | None, int | None] = (0, 0),
 ) -> tuple[LayerKind, ...]:
-    """The layers' kinds where some slide over `sliding_window`. `ropes`: the rotary table of full and sliding layers."""
+    """The layers' kinds where some slide over `sliding_window`. `ropes`: the rotary table of full and sliding
+    layers."""
     kinds = layer_types(keys, full)
     if window is None:
         window = 0 if all(kinds) else keys.integer("sliding_window")

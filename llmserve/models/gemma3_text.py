@@ -1,5 +1,5 @@
-"""Gemma 3 (Kamath et al. 2025), its text model: Gemma 2 with norms on queries and keys in place of caps, five windows to
-one full layer, and a rotary table for each."""
+"""Gemma 3 (Kamath et al. 2025), its text model: Gemma 2 with norms on queries and keys in place of caps, five windows
+to one full layer, and a rotary table for each."""
 
 from __future__ import annotations
 

@@ -84,6 +84,9 @@ INT8 = GroupFormat("int8", bits=8, group_size=32)
 FORMATS = {fmt.name: fmt for fmt in (INT3, INT3_X40, INT4, INT8)}
 """What float weights can be rounded to; INT4_ZERO only takes over weights that were quantized elsewhere."""
 
+Storage = GroupFormat | str
+"""How a weight is stored: a group format, or a float dtype's name ("float32", "float16")."""
+
 
 def as_float32(w: Array) -> npt.NDArray[np.float32]:
     """Widens float32, float16 or bfloat16 to float32, exactly."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..errors import ArtifactError, UnsupportedError
-from ..kernels.base import KernelSet, Storage, Weight
-from .group import FORMATS, INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat
+from .group import FORMATS, INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat, Storage
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,17 @@ class Matrix(Protocol):
     in_features: int
     has_bias: bool
 
-    def bind(self, weight: Weight) -> None: ...
+    def bind(self, weight: Any) -> None: ...
 
 
-def apply(matrices: Iterable[tuple[str, Matrix]], scheme: Scheme, kernels: KernelSet) -> None:
+class Layouts(Protocol):
+    """What a scheme asks of a platform's kernels (kernels.base.KernelSet, without importing it)."""
+
+    def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Any:
+        """A weight in the platform's memory layout, for `Matrix.bind`."""
+
+
+def apply(matrices: Iterable[tuple[str, Matrix]], scheme: Scheme, kernels: Layouts) -> None:
     """Give every weight matrix, by name, its parameters in the kernel set's layout.
 
     Raises ArtifactError when the scheme overrides the storage of a matrix that is not among them.

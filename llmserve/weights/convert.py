@@ -1,7 +1,7 @@
 """Checkpoint → one file of params, as a plan says: read | check | quantize | write, a few megabytes of rows at a time.
 
 The plan comes from the model and the scheme; this file knows neither. Memory does not grow with the model or with its
-largest tensor. Where the result lands, and whether it can be trusted, is compile/artifact.py's business.
+largest tensor. Where the result lands, and whether it can be trusted, is artifact.py's business.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ..disk import disk_errors, require_space
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.group import GroupFormat, as_float32, quantize
 from ..quant.takeover import Grid, holders
 from .container import SafetensorsWriter, TensorInfo, TensorSpec
-from .disk import disk_errors, require_space
 from .load import PARAMS_FILE
 from .source import PlainSource, Source
 

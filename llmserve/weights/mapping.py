@@ -79,7 +79,8 @@ class Add:
 
 @dataclass(frozen=True)
 class Transpose:
-    """One row of a weight table: the tensors of the parameters that the wildcard `target` matches are stored [in, out]."""
+    """One row of a weight table: the tensors of the parameters that the wildcard `target` matches are stored [in,
+    out]."""
 
     target: str
 

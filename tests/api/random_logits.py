@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmserve.engine.sampler import Sampler
-from llmserve.engine.scheduler import Sampled, SchedulerOutput
+from llmserve.engine.plan.scheduler import Sampled, SchedulerOutput
+from llmserve.engine.run.sampler import Sampler
 from llmserve.text.tokenizer import Tokenizer
 
 from ..text import samples

@@ -18,12 +18,12 @@ from fastapi import FastAPI
 from tokenizers import AddedToken
 
 from llmserve.api.app import create_app
-from llmserve.api.state import ServedModel, Serving
+from llmserve.api.base.state import ServedModel, Serving
 from llmserve.config import ServerConfig
 from llmserve.engine import AsyncEngine, EngineCore, Pooled, SampledToken, SchedulerConfig, TokenLogprob
-from llmserve.engine.grammar import GrammarCompiler
-from llmserve.engine.scheduler import SchedulerOutput
-from llmserve.engine.sequence import Sequence
+from llmserve.engine.grammar.compiler import GrammarCompiler
+from llmserve.engine.plan.scheduler import SchedulerOutput
+from llmserve.engine.plan.sequence import Sequence
 from llmserve.errors import EngineError
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer

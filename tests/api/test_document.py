@@ -157,7 +157,7 @@ def test_every_answer_has_a_shape(document: dict[str, Any]) -> None:
         for method, operation in operations.items():
             responses = operation["responses"]
             its_shape = responses["200"]["content"]["application/json"]["schema"]
-            assert its_shape.keys() == {"$ref"}, f"{method} {path} needs a response_model from api/shapes.py"
+            assert its_shape.keys() == {"$ref"}, f"{method} {path} needs a response_model from api/base/shapes.py"
             assert "422" not in responses and {"500", "503"} <= responses.keys()
             assert ("requestBody" in operation) <= ({"400", "413", "429"} <= responses.keys())
             for status, response in responses.items():

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmserve.api.body import check_json
+from llmserve.api.edge.body import check_json
 from llmserve.errors import RequestError
 
 from .server import MODEL, Running, serve

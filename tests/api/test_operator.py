@@ -211,7 +211,9 @@ def test_the_access_log_in_json() -> None:
     assert first["id"] == first["request_id"] == "mine-False" and first["method"] == "POST"
     assert (first["out"], first["client"]) == (4, "127.0.0.1") and 0 < first["first"] <= first["total"]
     # What is logged while a request is served bears its id.
-    refusal = next(line for line in lines if line["logger"] == "llmserve.api.errors" and "temperature" in str(line))
+    refusal = next(
+        line for line in lines if line["logger"] == "llmserve.api.edge.errors" and "temperature" in str(line)
+    )
     assert refusal["request_id"] == access[2]["id"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.engine.sequence import Sequence
+from llmserve.engine.plan.sequence import Sequence
 from tests.api.random_logits import RandomLogits
 from tests.api.server import MODEL, Executor, Running, serve
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from llmserve.api.chat import ChatReply
-from llmserve.api.chunks import ChunkReply
-from llmserve.api.completions import Prompt, TextReply
-from llmserve.api.generation import Event, Usage
-from llmserve.api.metrics import Tally
-from llmserve.api.middleware import Sender
-from llmserve.api.protocol import CompletionRequest
+from llmserve.api.base.chunks import ChunkReply
+from llmserve.api.base.generation import Event, Usage
+from llmserve.api.base.protocol import CompletionRequest
+from llmserve.api.edge.metrics import Tally
+from llmserve.api.edge.middleware import Sender
+from llmserve.api.endpoints.chat import ChatReply
+from llmserve.api.endpoints.completions import Prompt, TextReply
 from llmserve.engine import SamplingParams, TokenLogprob
 from llmserve.text.parsers.base import Reasoning, Text
 

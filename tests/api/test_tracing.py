@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from llmserve.api import tracing
 from llmserve.api.checks import check
+from llmserve.api.edge import tracing
 from llmserve.config import ServerConfig
 from llmserve.errors import ConfigError
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmserve import backends
+from llmserve import artifact, backends
 from llmserve.backends import build
-from llmserve.compile import artifact
 from llmserve.errors import ArtifactError, UnsupportedError
 
 NOTHING = build.Needs("nothing 1")

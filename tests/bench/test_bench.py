@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from llmserve.bench import engine, host, plan, serve
 from llmserve.cli import app
-from llmserve.errors import LLMServeError
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.errors import LLMServeError
 
 ENGINE = [
     "ready_seconds",

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 from llmserve.errors import UnsupportedError
 from llmserve.quant.group import as_float32
-from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 from llmserve.weights.read import Checkpoint
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import cases, oracles, prepare, report, run
-from llmserve.engine.choices import Choices, choose_in_numpy
+from llmserve.engine.run.choices import Choices, choose_in_numpy
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
 from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import FORMATS, INT4_ZERO

@@ -11,8 +11,8 @@ import pytest
 import servers
 
 from llmserve.bench import serve
-from llmserve.errors import LLMServeError
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.errors import LLMServeError
 
 
 def test_commands_are_what_a_user_would_type() -> None:

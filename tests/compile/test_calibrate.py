@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve import LLM
-from llmserve.compile import artifact, calibrate, calibration_data
+from llmserve import LLM, artifact
+from llmserve.compile import calibrate, calibration_data
 from llmserve.compile.build import Build
 from llmserve.compile.layerwise import LayerProgram
 from llmserve.errors import CheckpointError, ConfigError, UnsupportedError

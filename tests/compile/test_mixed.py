@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve import LLM
-from llmserve.compile import artifact
+from llmserve import LLM, artifact
 from llmserve.compile.build import Build
 from llmserve.errors import ArtifactError, UnsupportedError
 from llmserve.quant.group import INT3, INT8, GroupFormat, dequantize

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmserve import LLM
-from llmserve.compile import artifact, calibration_data, judging, quality
+from llmserve import LLM, artifact
+from llmserve.compile import calibration_data, judging, quality
 from llmserve.compile.build import Build
 from llmserve.compile.conversion import Conversion
 from llmserve.compile.texts import Text

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.compile import artifact, recall
+from llmserve import artifact
+from llmserve.compile import recall
 from llmserve.compile.build import Build
 from llmserve.compile.compiled import CompiledModel
 from llmserve.compile.prepare import prepare

@@ -13,7 +13,7 @@ import pytest
 
 from llmserve.engine import AsyncEngine, EngineCore, Grammar, RequestOutput, SamplingParams, fold
 from llmserve.engine import async_engine as module
-from llmserve.engine.grammar_spec import CompiledGrammar, Compiler
+from llmserve.engine.plan.grammar_spec import CompiledGrammar, Compiler
 from llmserve.engine.reader import MAX_UNREAD
 from llmserve.errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from tests.fakes import FakeExecutor, FakeGrammar, make_core, run_alone

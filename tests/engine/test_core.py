@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 import pytest
 
 from llmserve.engine import ChoiceDelta, EngineCore, Grammar, RequestOutput, SamplingParams, SchedulerConfig, fold
-from llmserve.engine.sequence import Sequence
+from llmserve.engine.plan.sequence import Sequence
 from llmserve.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from llmserve.text.tokenizer import Tokenizer
 from tests.fakes import Collector, FakeExecutor, FakeGrammar, FakeMatcher, FakeTokenizer, drain, make_core, run_alone

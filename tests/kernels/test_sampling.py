@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.engine.choices import Choices, adjusted, choose_in_numpy, kept, peak_of
+from llmserve.engine.run.choices import Choices, adjusted, choose_in_numpy, kept, peak_of
 from llmserve.kernels import cpu, gpu
 
 from .gpu import harness

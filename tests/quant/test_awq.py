@@ -5,11 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llmserve.compile.host import kernel_set
+from llmserve.kernels.base import using
+from llmserve.models.base import read_family
+from llmserve.models.layers import PageFormat
+from llmserve.models.llama import TINY
+from llmserve.models.parts import Fold
+from llmserve.platforms import PLATFORMS
 from llmserve.quant import awq, gptq
-from llmserve.quant.awq import Fold
 from llmserve.quant.group import INT3, INT4, dequantize
 
 HEADS, KV_HEADS, DIM, HIDDEN, WIDE = 8, 2, 16, 128, 96
+
+
+def folds() -> list[Fold]:
+    """Those that a Llama layer of these sizes declares."""
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_attention_heads": HEADS, "head_dim": DIM}
+    family, config = read_family(TINY | sizes | {"num_key_value_heads": KV_HEADS, "num_hidden_layers": 1})
+    with using(kernel_set(PLATFORMS["cpu"], None, "float32")[0]):
+        return list(family.model(config, PageFormat()).model.layers[0].folds())
 
 
 def layer(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -50,7 +64,7 @@ def test_folding_leaves_a_layer_what_it_was() -> None:
     rng = np.random.default_rng(0)
     weights, x = layer(rng), rng.standard_normal((20, HIDDEN))
     folded = dict(weights)
-    for fold in awq.folds(HEADS, KV_HEADS, DIM, HIDDEN, WIDE):
+    for fold in folds():
         per_row = np.exp(rng.standard_normal(int(fold.rows.max()) + 1)).astype(np.float32)
         awq.apply(fold, per_row[fold.rows], folded)
     assert all((folded[name] != weights[name]).any() for name in weights)
@@ -59,7 +73,7 @@ def test_folding_leaves_a_layer_what_it_was() -> None:
 
 
 def test_channels_of_one_row_share_their_scale() -> None:
-    fold = awq.folds(HEADS, KV_HEADS, DIM, HIDDEN, WIDE)[1]
+    fold = folds()[1]
     second = np.diag(np.random.default_rng(0).exponential(size=HEADS * DIM)).astype(np.float32)
     scales = awq.channel_scales(fold, second, 0.5)
     assert len(set(fold.rows)) == KV_HEADS * DIM

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.errors import ArtifactError, CheckpointError, UnsupportedError
 from llmserve.quant.group import FORMATS, INT3, INT4, INT8, GroupFormat, dequantize, quantize
 from llmserve.weights import convert as convert_module
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
 from llmserve.weights.convert import ConversionPlan, ParamPlan, convert
 from llmserve.weights.load import PARAMS_FILE, load_params
-from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
 from llmserve.weights.read import SINGLE, Checkpoint
 
-H, F, V = 72, 100, 300
+H, F, V = 72, 104, 300
 CONFIG = TINY_LLAMA | {"hidden_size": H, "intermediate_size": F, "num_hidden_layers": 1, "vocab_size": V}
 
 
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, source: Path, monkeypatch: pytest.
 
 def test_a_disk_known_to_be_too_small(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=5)
-    monkeypatch.setattr("llmserve.weights.disk.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("llmserve.disk.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ArtifactError, match=r"needs \d+ MB and its disk has 0 MB"):
         convert(source, tmp_path / "out", plan_of(INT4))
     assert not list((tmp_path / "out").iterdir())
@@ -219,7 +219,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tests.weights.test_convert import INT4, plan_of
-from llmserve.compile.artifact import obtain
+from llmserve.artifact import obtain
 from llmserve.weights.convert import convert
 
 def progress(name, done, total):

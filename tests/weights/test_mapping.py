@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes
 from llmserve.errors import CheckpointError
 from llmserve.weights.mapping import Fuse, MappedTensor, map_weights
-from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes
 
 ATTENTION = "model.layers.{i}.self_attn."
 RULES = (

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from llmserve.compile.random_checkpoint import TINY_LLAMA, tensor_shapes, write_random_checkpoint
+from llmserve.errors import UnsupportedError
 from llmserve.weights.read import Checkpoint
 from llmserve.weights.tiny_tokenizer import SPECIALS, write_tokenizer
 
@@ -39,7 +40,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 def test_unknown_families_need_shapes(tmp_path: Path) -> None:
     config = TINY_LLAMA | {"model_type": "mamba"}
-    with pytest.raises(ValueError, match="mamba"):
+    with pytest.raises(UnsupportedError, match="mamba"):
         write_random_checkpoint(tmp_path, config)
     write_random_checkpoint(tmp_path, config, shapes={"a.weight": (3, 4)})
     assert Checkpoint.open(tmp_path).info("a.weight").shape == (3, 4)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmserve.errors import CheckpointError
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
+from llmserve.errors import CheckpointError
 from llmserve.weights.read import INDEX, SINGLE, Checkpoint
 
 CONFIG = TINY_LLAMA | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300}

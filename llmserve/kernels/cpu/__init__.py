@@ -11,8 +11,8 @@ import numpy as np
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
-from ...quant.group import GroupFormat
-from ..base import AttentionShape, Batch, Choices, NormKind, Storage
+from ...quant.group import GroupFormat, Storage
+from ..base import AttentionShape, Batch, Choices, NormKind
 from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
 from .rows import Gate, Norm, Source

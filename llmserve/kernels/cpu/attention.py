@@ -40,8 +40,8 @@ def rope_append(name: str, shape: AttentionShape, isa: Isa, qk_norm: float | Non
     """Rotate queries and keys, and write keys and values to their slots.
 
     qkv float32 [M, (heads + 2 kv_heads) * D] · positions int32 [M] · slots int32 [M] (page * page_size + offset) ·
-    cos, sin float32 [positions, tables * D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating, `qk_norm` its
-    epsilon) · pages, written in place · q float32 [M, heads * D], the output.
+    cos, sin float32 [positions, tables * D / 2] · (q_norm, k_norm float32 [D]: RMS norm per head before rotating,
+    `qk_norm` its epsilon) · pages, written in place · q float32 [M, heads * D], the output.
     Rotation pairs element i with i + D/2 (GPT-NeoX style, as in the Hugging Face models).
     """
     d, half, size = shape.head_dim, shape.head_dim // 2, shape.page_size

@@ -12,7 +12,8 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
-from ..base import AttentionShape, Batch, Choices, Composed, NormKind, Storage
+from ...quant.group import Storage
+from ..base import AttentionShape, Batch, Choices, Composed, NormKind
 from . import attention, elementwise, linear, sampling
 from .elementwise import RESIDUAL
 from .packed import Layout

@@ -53,8 +53,8 @@ def page_tensor(shape: AttentionShape, num_pages: Any) -> tuple[Any, ...]:
 def rope_append(name: str, shape: AttentionShape, gpu: Gpu, dtype: str, qk_norm: float | None) -> PrimFunc:
     """Rotate queries and keys, and write keys and values to their slots: see the CPU's kernel for the arguments.
 
-    qkv `dtype` [M, (heads + 2 kv_heads) * D] · positions, slots int32 [M] · cos, sin float32 [positions, tables * D / 2] ·
-    (q_norm, k_norm float32 [D]) · pages, written in place · q `dtype` [M, heads * D], the output.
+    qkv `dtype` [M, (heads + 2 kv_heads) * D] · positions, slots int32 [M] · cos, sin float32 [positions, tables * D /
+    2] · (q_norm, k_norm float32 [D]) · pages, written in place · q `dtype` [M, heads * D], the output.
     Rotation pairs element i with i + D/2.
     """
     d, half, size = shape.head_dim, shape.head_dim // 2, shape.page_size

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...quant.group import GroupFormat
-from ..base import Storage
+from ...quant.group import GroupFormat, Storage
 from ..tir import T, i32, put, sized, vec
 from .threads import local
 

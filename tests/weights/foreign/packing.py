@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from llmserve.models.base import family as find
 from llmserve.compile.random_checkpoint import write_random_checkpoint
+from llmserve.models.base import family as find
 
 Tensors = dict[str, np.ndarray]
 Packer = Callable[[np.ndarray], tuple[Tensors, np.ndarray]]

@@ -15,6 +15,7 @@ import tokenizers
 from safetensors.numpy import load_file
 
 from llmserve.compile.build import Build
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 from llmserve.errors import CheckpointError, LLMServeError, UnsupportedError
 from llmserve.models.base import family as find
 from llmserve.quant.group import INT4, INT8, dequantize
@@ -23,7 +24,6 @@ from llmserve.weights.foreign import open_source
 from llmserve.weights.foreign.gguf.blocks import TYPES
 from llmserve.weights.foreign.gguf.file import GGUFFile
 from llmserve.weights.foreign.gguf.tokenizer import tokenizer_files
-from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 from . import packing
 from .test_packed import fused, stored_weights

@@ -15,12 +15,12 @@ from tvm.contrib import tvmjs
 
 from llmserve import cli
 from llmserve.compile.build import Build
+from llmserve.compile.random_checkpoint import write_random_checkpoint
 from llmserve.errors import CheckpointError, UnsupportedError
 from llmserve.models.base import family as find
 from llmserve.quant.group import INT3_X40, INT4, GroupFormat
 from llmserve.weights.foreign import mlc_writer, open_source
 from llmserve.weights.load import load_params
-from llmserve.compile.random_checkpoint import write_random_checkpoint
 
 from .test_packed import stored_weights
 

@@ -1,0 +1,107 @@
+"""A chat, from whichever endpoint: to a prompt, to what sampling must be told, and to the parser of the answer.
+
+Endpoints translate what they are sent into a `Conversation`, in chat completions' words, and hand what `prepare` makes
+of it to `generation.respond`:
+
+    chat = await prepare(request, serving, Conversation(messages, Tools.of(tools, tool_choice, parallel)), params)
+    return await respond(request, serving, reply, [chat.ids], chat.params, stream=stream, parser=chat.parser)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+
+from ...engine import SamplingParams
+from ...errors import RequestError
+from ...text.parsers.base import OutputParser
+from ...text.parsers.reasoning import ReasoningParser, Tags
+from ..edge.streaming import unless_gone
+from .enforced import Thought, whole_grammar
+from .generation import ParserFactory
+from .state import Serving
+from .tools import Tools
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the chat template is given. `variables` are further names for it, such as `enable_thinking`."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Tools = field(default_factory=Tools)
+    documents: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    @property
+    def asks_for_thought(self) -> bool:
+        """Whether the request says that the model is to think first; a template has its own default."""
+        effort = self.variables.get("reasoning_effort")
+        return self.variables.get("enable_thinking") is True or effort not in (None, "none")
+
+    def prompt(self, serving: Serving) -> tuple[str, list[int]]:
+        """The prompt as text and as tokens. Takes time with long ones; raises RequestError."""
+        template, tools = serving.chat_template, self.tools.offered
+        if tools and template.available and not template.takes_tools:
+            raise RequestError(
+                "This model's chat template does not take tools, so the model would not know of them.",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        text = template.render(
+            self.messages,
+            tools=tools,
+            documents=self.documents,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            variables=self.variables,
+        )
+        return text, serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A conversation, ready to be answered: the prompt's tokens, and what reads the answer."""
+
+    ids: list[int]
+    params: SamplingParams
+    parser: ParserFactory
+
+
+async def prepare(
+    request: Request, serving: Serving, conversation: Conversation, params: SamplingParams, param: str = "messages"
+) -> Prepared:
+    """Render and tokenize, beside the event loop. `param` is what the messages are called in errors.
+
+    Raises RequestError for what the template, the context or the tools' format does not allow.
+    """
+    prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving)))
+    serving.check_prompt(ids, param)
+    tools, tags = conversation.tools, serving.reasoning_tags
+    shown: list[str] = []
+    parser: ParserFactory = OutputParser
+    if tools.mode != "none":
+        form = serving.tool_call_format
+        parser = partial(form.parser, frozenset(f.name for f in tools.functions), parallel=tools.parallel)
+        shown += form.markers
+    thought: Thought = "none"
+    if tags is not None:
+        answers = conversation.add_generation_prompt and not conversation.continue_final_message
+        if answers and prompt.rstrip().endswith(tags.start):
+            thought = "begun"
+        elif answers and conversation.asks_for_thought and not prompt.rstrip().endswith(tags.end):
+            thought = "possible"
+        parser = partial(_reasoning, tags, parser, thought == "begun")
+        shown += [tags.start, tags.end]
+    special = serving.tokenizer.special_among(shown)
+    grammar = whole_grammar(serving, tools, thought, params.grammar)
+    return Prepared(ids, replace(params, shown_token_ids=special, grammar=grammar), parser)
+
+
+def _reasoning(tags: Tags, rest: ParserFactory, opened: bool) -> OutputParser:
+    return ReasoningParser(tags, rest(), opened=opened)

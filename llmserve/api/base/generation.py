@@ -1,0 +1,323 @@
+"""From prompts to answers: the engine's news, told apart by a parser, as one sequence of events for every endpoint.
+
+An endpoint is a `Reply`, which writes events down in its own shape: streamed event by event, or folded into one body
+(`Reply.whole`). `respond` brings both together with disconnects, errors and usage, and is the one way from tokens to
+clients:
+
+    class MyReply(Reply):
+        def whole(self, answers, usage): ...   # answers[i].output: text, reasoning, calls; .finish_reason
+        def write(self, event, usage): ...     # event.choice, .parts, .finish_reason → SSE bytes
+        def failure(self, error): ...          # the SSE bytes of an error after the status has been sent
+
+    return await respond(request, serving, MyReply(), [ids], params, stream=body.stream, parser=SomeParser)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import Request
+from starlette.responses import Response
+
+from ...engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
+from ...errors import EngineError, LLMServeError
+from ...text.parsers.base import OutputParser, ParsedOutput, Part, Text, ToolCallBegin, fold_parts
+from ...text.tokenizer import Tokenizer
+from ..edge.streaming import EventStream, Json, unless_gone
+from .state import Serving
+
+logger = logging.getLogger(__name__)
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+ParserFactory = Callable[[], OutputParser]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request so far. Cached ones are among the prompt's, those of reasoning among the completion's."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def as_openai(self) -> dict[str, Any]:
+        """As the chat and completion endpoints write it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+
+@dataclass(slots=True)
+class Event:
+    """News of one choice. Choices are counted over all prompts: prompt × n + choice.
+
+    An event without parts, logprobs and reason is a sign of life (`is_silent`), and otherwise left out. A choice's
+    last event has its finish reason, and perhaps its last parts. Where a prompt is scored, its choice 0 brings the
+    `prompt_logprobs` with its first event, before any other choice's.
+    """
+
+    choice: int
+    parts: Sequence[Part] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        return not self.parts and not self.logprobs and self.prompt_logprobs is None and self.finish_reason is None
+
+    @property
+    def words(self) -> str | None:
+        """The text of an event that has nothing beside it, as most have; None for any other."""
+        if len(self.parts) != 1 or self.finish_reason is not None or self.logprobs is not None:
+            return None
+        part = self.parts[0]
+        return part.text if isinstance(part, Text) and self.prompt_logprobs is None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice, whole: all of its events, folded. `parts` are those of the stream, in their order.
+
+    `prompt_logprobs` are with the first choice of each prompt.
+    """
+
+    output: ParsedOutput
+    parts: tuple[Part, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Reply(ABC):
+    """How one endpoint writes its answers down."""
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """The body of an answer that is not streamed, from its choices in order."""
+
+    def begin(self, usage: Usage) -> bytes:
+        """The server-sent events that stand before those of the first event."""
+        return b""
+
+    @abstractmethod
+    def write(self, event: Event, usage: Usage) -> bytes:
+        """An event as server-sent events, if it comes to any. `usage` is of the whole request up to now."""
+
+    def end(self, usage: Usage) -> bytes:
+        """What ends a stream well."""
+        return b""
+
+    @abstractmethod
+    def failure(self, error: Exception) -> bytes:
+        """What a stream ends with when it fails after it has begun."""
+
+
+async def respond(
+    request: Request,
+    serving: Serving,
+    reply: Reply,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    *,
+    stream: bool,
+    parser: ParserFactory = OutputParser,
+) -> Response:
+    """Generate for every prompt and answer. A client that goes away takes its generation with it.
+
+    Errors that come before the first token, or before the first sign of life is due, are raised, so they have a status.
+    """
+    with ExitStack() as left:
+        generation = Generation(serving, prompts, params, parser)
+        left.callback(generation.close)
+        if not stream:
+            return Json(reply.whole(*await unless_gone(request.receive, _fold(generation))))
+        first = await unless_gone(request.receive, generation.next())
+        return EventStream(_written(reply, generation, first), close=left.pop_all().close)
+
+
+async def _written(reply: Reply, generation: Generation, events: Sequence[Event]) -> AsyncIterator[bytes]:
+    """The stream of an answer; `events` are its first. What comes at once is written at once."""
+    usage = generation.usage
+    try:
+        data = [reply.begin(usage)]
+        while events:
+            data += [reply.write(event, usage) for event in events]
+            yield b"".join(data)
+            data.clear()
+            events = await generation.next()
+        yield reply.end(usage)
+    except Exception as error:  # the status has been sent; what is left is to say it in the stream
+        if not isinstance(error, LLMServeError):
+            logger.exception("a stream failed")
+        yield reply.failure(error)
+
+
+async def _fold(generation: Generation) -> tuple[list[Answer], Usage]:
+    """The choices of an answer in order, and what it took: the stream, folded."""
+    by_choice: dict[int, list[Event]] = {}
+    while events := await generation.next():
+        for event in events:
+            by_choice.setdefault(event.choice, []).append(event)
+    return [_answer(by_choice[index]) for index in sorted(by_choice)], generation.usage
+
+
+def _answer(events: list[Event]) -> Answer:
+    last = events[-1]
+    assert last.finish_reason is not None, "a choice's last event says why it ended"
+    asked = any(event.logprobs is not None for event in events)
+    parts = tuple(part for event in events for part in event.parts)
+    return Answer(
+        fold_parts(parts),
+        parts,
+        tuple(p for event in events for p in event.logprobs or ()) if asked else None,
+        last.finish_reason,
+        last.stop_reason,
+        events[0].prompt_logprobs,
+    )
+
+
+class Updates:
+    """The engine's news of a request's prompts, timed. To be closed, which aborts what is left.
+
+    Attributes:
+        params: those of the request, within the server's limits.
+        open_prompts: how many have not ended.
+    """
+
+    def __init__(self, serving: Serving, prompts: list[list[int]], params: SamplingParams) -> None:
+        self.params = serving.limited(prompts, params)
+        self.open_prompts = len(prompts)
+        self._stopwatches = [serving.metrics.stopwatch(prompt, self.params) for prompt in prompts]
+        self._reader = serving.engine.open(prompts, self.params)
+        self.close = self._reader.close
+
+    async def next(self, deadline: float | None = None) -> list[tuple[int, RequestOutput]]:
+        """What is new, and of which prompt; nothing, when nothing has come by `deadline`, in the loop's seconds.
+
+        Raises the first error of any prompt.
+        """
+        news = await self._reader.get(deadline)
+        for prompt, output in news:
+            self._stopwatches[prompt].tick(output)
+            if output.finished:
+                self.open_prompts -= 1
+        return news
+
+
+class Generation:
+    """The answers to a request's prompts, as events. To be closed, which aborts what is left.
+
+    Attributes:
+        usage: up to the last events taken.
+    """
+
+    def __init__(
+        self, serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
+    ) -> None:
+        self.usage = Usage(sum(map(len, prompts)))
+        self._updates = Updates(serving, prompts, params)
+        self.close = self._updates.close
+        self._n = params.n
+        self._choices = [
+            _Choice(parser, serving.tokenizer, self._updates.params) for _ in range(len(prompts) * self._n)
+        ]
+        self._cached = [0] * len(prompts)
+        self._clock = asyncio.get_running_loop().time
+        self._patience = serving.config.keep_alive_seconds
+        self._deadline = self._clock() + self._patience
+
+    async def next(self) -> list[Event]:
+        """The next events, or a silent one when there has been none for a while; none after the last.
+
+        Raises the first error of any prompt.
+        """
+        updates = self._updates
+        while updates.open_prompts:
+            news = await updates.next(self._deadline)
+            events = [event for prompt, output in news for event in self._events(prompt, output)]
+            now = self._clock()
+            if not events and now >= self._deadline:
+                events = [Event(next(i for i, choice in enumerate(self._choices) if not choice.finished))]
+            if events:
+                self._deadline = now + self._patience
+                return events
+        return []
+
+    def _events(self, prompt: int, output: RequestOutput) -> Iterator[Event]:
+        usage = self.usage
+        usage.cached_tokens += output.num_cached_tokens - self._cached[prompt]
+        self._cached[prompt] = output.num_cached_tokens
+        for delta in output.deltas:
+            index = prompt * self._n + delta.index
+            choice = self._choices[index]
+            parts, finish_reason = choice.take(delta)
+            usage.completion_tokens += len(delta.token_ids)
+            usage.reasoning_tokens += choice.count_reasoning(delta.token_ids)
+            event = Event(index, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs)
+            if not event.is_silent:
+                yield event
+
+
+class _Choice:
+    """One choice's parser, and what is counted of it."""
+
+    def __init__(self, parser: ParserFactory, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self.finished = False
+        self._parser = parser()
+        self._called = False
+        # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
+        self._counter = parser() if self._parser.may_reason else None
+        self._words = (
+            tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+            if self._counter
+            else None
+        )
+
+    def take(self, delta: ChoiceDelta) -> tuple[Sequence[Part], FinishReason | None]:
+        """What is new of it, and why it ended, if it did. Raises as `check_honest` does."""
+        parts = self._parser.feed(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            check_honest(delta)
+            self.finished = True
+            parts = [*parts, *self._parser.finish()]
+        for part in parts:
+            self._called |= isinstance(part, ToolCallBegin)
+        if not self.finished:
+            return parts, None
+        # If out of tokens, also of calls: the last one's arguments may be incomplete.
+        return parts, "length" if delta.finish_reason == "length" else "tool_calls" if self._called else "stop"
+
+    def count_reasoning(self, token_ids: Sequence[int]) -> int:
+        """How many of the next tokens are reasoning."""
+        count, counter, words = 0, self._counter, self._words
+        if counter is None or words is None:
+            return 0
+        for token_id in token_ids:
+            if not counter.may_reason:
+                break
+            before = counter.is_reasoning
+            counter.feed(words.step(token_id))
+            count += before or counter.is_reasoning
+        return count
+
+
+def check_honest(delta: ChoiceDelta) -> None:
+    """A choice that neither stopped nor ran out of tokens is an error to a client, not an answer. Raises it."""
+    if delta.finish_reason == "abort":
+        raise EngineError("The request was aborted because the server is shutting down.")
+    if delta.finish_reason == "error":
+        raise LLMServeError(delta.error or "The model failed on this request.")

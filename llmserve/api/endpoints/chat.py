@@ -1,0 +1,139 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ...text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from ..base.chunks import Choice, ChunkReply
+from ..base.conversation import Conversation, prepare
+from ..base.generation import Answer, Event, Reply, respond
+from ..base.logprobs import chat_logprobs
+from ..base.protocol import ChatRequest
+from ..base.shapes import STREAMED, ChatCompletion
+from ..base.state import Serving, ServingDep
+from ..base.tools import Tools
+
+router = APIRouter()
+
+
+class ChatReply(ChunkReply):
+    """Messages and their deltas. The role stands in a choice's first delta, the finish reason beside its empty last."""
+
+    prefix = "chatcmpl"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def opening(self, index: int) -> Choice:
+        return _delta(index, {"role": "assistant", "content": ""})
+
+    def said(self, index: int, words: str) -> Choice:
+        return _delta(index, {"content": words})
+
+    def pieces(self, event: Event) -> list[Choice]:
+        deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
+        if not deltas and event.finish_reason is None:
+            deltas = [{"content": ""} if event.logprobs else {}]
+        choices = [_delta(event.choice, delta) for delta in deltas]
+        if choices:
+            choices[0]["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
+        return choices
+
+    def ending(self, event: Event) -> Choice:
+        choice = _delta(event.choice, {})
+        if not event.parts:
+            choice["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
+        return {**choice, "finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+
+    def choice(self, index: int, answer: Answer) -> Choice:
+        return {
+            "index": index,
+            "message": _message(answer.output),
+            "logprobs": chat_logprobs(self.tokenizer, answer.logprobs),
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+
+
+def _delta(index: int, delta: dict[str, Any]) -> Choice:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _kind(part: Part) -> object:
+    """What may stand in one delta: text, reasoning, or pieces of one call."""
+    return part.index if isinstance(part, (ToolCallBegin, ToolCallArguments)) else type(part)
+
+
+def _joined(parts: list[Part]) -> dict[str, Any]:
+    """Parts of one kind as a delta. A call's id and name stand in its first piece only: clients join strings."""
+    output = "".join(p.text for p in parts if isinstance(p, (Text, Reasoning)))
+    if isinstance(parts[0], Text):
+        return {"content": output}
+    if isinstance(parts[0], Reasoning):
+        return _reasoning(output)
+    first = parts[0]
+    call: dict[str, Any] = {"index": first.index}
+    if isinstance(first, ToolCallBegin):
+        call |= {"id": first.call_id, "type": "function"}
+    arguments = "".join(p.json for p in parts if isinstance(p, ToolCallArguments))
+    name = {"name": first.name} if isinstance(first, ToolCallBegin) else {}
+    return {"tool_calls": [{**call, "function": {**name, "arguments": arguments}}]}
+
+
+def _message(output: ParsedOutput) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": output.text, "refusal": None}
+    if output.reasoning:
+        message |= _reasoning(output.reasoning)
+    if output.calls:
+        message["content"] = output.text or None
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in output.calls
+        ]
+    return message
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def conversation(body: ChatRequest) -> Conversation:
+    """What a chat's body has for the template. Raises RequestError for tools that cannot be offered."""
+    return Conversation(
+        [message.model_dump(exclude_unset=True) for message in body.messages],
+        Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
+        body.documents,
+        body.template_variables(),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+    )
+
+
+def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
+    """The tokens of a chat's prompt. Takes time with long ones."""
+    return conversation(body).prompt(serving)[1]
+
+
+async def answer(
+    body: ChatRequest, request: Request, serving: Serving, reply: Reply, param: str = "messages"
+) -> Response:
+    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats.
+
+    `param` is what the endpoint's clients call the messages.
+    """
+    body.check_supported()
+    params = body.sampling(serving.model.sampling_defaults)
+    chat = await prepare(request, serving, conversation(body), params, param)
+    return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
+async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
+    """A chat's next message, whole or streamed."""
+    serving.check_model(body.model)
+    return await answer(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))

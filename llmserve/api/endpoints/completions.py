@@ -1,0 +1,125 @@
+"""POST /v1/completions: text or tokens in, text out, with no chat template between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ...engine import SamplingParams, TokenLogprob
+from ...text.infill import infill
+from ...text.parsers.base import fold_parts
+from ..base.chunks import Choice, ChunkReply
+from ..base.generation import Answer, Event, respond
+from ..base.logprobs import TextLogprobs
+from ..base.protocol import CompletionRequest
+from ..base.shapes import STREAMED, TextCompletion
+from ..base.state import Serving, ServingDep
+from ..edge.streaming import unless_gone
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's tokens, the text to give back before its answers, and the tokens that end them beside the model's."""
+
+    ids: list[int]
+    echo: str = ""
+    ends: tuple[int, ...] = ()
+
+
+class TextReply(ChunkReply):
+    """Plain text. With `echo`, a choice's text begins with its prompt's; and with `logprobs` that is scored like it."""
+
+    prefix = "cmpl"
+    object = chunk_object = "text_completion"
+
+    def __init__(
+        self, serving: Serving, body: CompletionRequest, prompts: Sequence[Prompt], params: SamplingParams
+    ) -> None:
+        choices = len(prompts) * params.n
+        super().__init__(serving, body.model, choices, body.include_usage)
+        self._prompts, self._n = prompts, params.n
+        self._is_scored = body.scores_prompt
+        self._scores: dict[int, Sequence[TokenLogprob]] = {}  # by prompt
+        self._logprobs = [TextLogprobs(serving.tokenizer, params) for _ in range(choices)]
+        self._echoed: set[int] = set()
+        self.is_plain = not self._is_scored
+
+    def opening(self, index: int) -> Choice | None:
+        echo = self._prompts[index // self._n].echo
+        return _choice(index, echo) if echo and not self._is_scored else None
+
+    def said(self, index: int, words: str) -> Choice:
+        return _choice(index, words)
+
+    def pieces(self, event: Event) -> list[Choice]:
+        pieces = []
+        if self._is_scored and not event.is_silent and event.choice not in self._echoed:
+            pieces.append(_choice(event.choice, *self._echo(event.choice, event.prompt_logprobs)))
+        if event.parts or event.logprobs or event.is_silent:
+            pieces.append(self._piece(event.choice, fold_parts(event.parts).text, event.logprobs))
+        return pieces
+
+    def ending(self, event: Event) -> Choice:
+        return _ended(_choice(event.choice, ""), event)
+
+    def choice(self, index: int, answer: Answer) -> Choice:
+        echo, scores = self._prompts[index // self._n].echo, None
+        if self._is_scored:
+            echo, scores = self._echo(index, answer.prompt_logprobs)
+        piece = self._piece(index, answer.output.text, answer.logprobs)
+        logprobs = piece["logprobs"]
+        if scores is not None:
+            logprobs = {name: [*its, *(logprobs[name] if logprobs else ())] for name, its in scores.items()}
+        return _ended(_choice(index, echo + piece["text"], logprobs), answer)
+
+    def _echo(self, index: int, scores: Sequence[TokenLogprob] | None) -> tuple[str, dict[str, Any]]:
+        """A scored prompt's text and log-probabilities. Its first choice brings them, and all others follow that."""
+        prompt = self._prompts[index // self._n]
+        scores = self._scores.setdefault(index // self._n, scores or ())
+        self._echoed.add(index)
+        return prompt.echo, self._logprobs[index].echo(prompt.echo, prompt.ids, scores)
+
+    def _piece(self, index: int, text: str, chosen: Sequence[TokenLogprob] | None) -> Choice:
+        return _choice(index, text, self._logprobs[index].of(chosen) if chosen else None)
+
+
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None = None) -> Choice:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+
+def _ended(choice: Choice, news: Event | Answer) -> Choice:
+    return {**choice, "finish_reason": news.finish_reason, "stop_reason": news.stop_reason}
+
+
+def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
+    special = body.add_special_tokens is not False
+    return [_prompt(serving, body, prompt, special) for prompt in body.prompts()]
+
+
+def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> Prompt:
+    tokenizer = serving.tokenizer
+    echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+    if body.suffix:
+        ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
+        return Prompt(ids, echo, ends)
+    return Prompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
+
+
+@router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)
+async def completions(body: CompletionRequest, request: Request, serving: ServingDep) -> Response:
+    """How each prompt goes on, whole or streamed."""
+    serving.check_model(body.model)
+    body.check_supported()
+    params = body.sampling(serving.model.sampling_defaults)
+    prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompts(serving, body)))
+    for prompt in prompts:
+        serving.check_prompt(prompt.ids, "prompt", answered=params.max_tokens != 0)
+    params = replace(params, stop_token_ids=(*params.stop_token_ids, *prompts[0].ends))
+    reply = TextReply(serving, body, prompts, params)
+    return await respond(request, serving, reply, [p.ids for p in prompts], params, stream=bool(body.stream))
