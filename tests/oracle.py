@@ -1,4 +1,6 @@
-"""The decoder families in numpy, float64 but where the engine rounds on purpose: the reference for whole models.
+"""Decoders of Llama's shape in numpy, float64 but where the engine rounds on purpose: the reference for all schemes.
+
+Other shapes have transformers as their reference, in float32 and with the same rounding (tests/reference.py).
 
 Reads the same converted weights as the engine. It shares the activation rounding with the kernels' own oracle and
 nothing else with the product's forward pass.
@@ -39,7 +41,7 @@ class Oracle:
         return x @ self.matrix(name, columns).T + y_bias
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.rms_norm_eps)
+        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps)
         return scaled * self.params[f"{name}.weight"].astype(np.float64)
 
     def logits(self, token_ids: list[int]) -> np.ndarray:
@@ -70,7 +72,7 @@ class Oracle:
             k, v = (np.repeat(t, c.num_heads // c.num_kv_heads, 1) for t in (k, v))
             score = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(c.head_dim)
             age = np.arange(n)[:, None] - np.arange(n)[None]
-            seen = (age >= 0) & ((age < c.window[i]) if c.window[i] else True)
+            seen = (age >= 0) & ((age < c.layers[i].window) if c.layers[i].window else True)
             score = np.where(seen, score, -np.inf)
             weight = np.exp(score - score.max(-1, keepdims=True))
             out = np.einsum("hqk,khd->qhd", weight / weight.sum(-1, keepdims=True), v)

@@ -24,7 +24,7 @@ from ..kernels.step import Argument
 from ..models import rope
 from ..models.base import Family, batch_of, entry, spec_of
 from ..models.config import DecoderConfig, LayerKind
-from ..models.layers import PageFormat
+from ..models.layers import DecoderLayer, PageFormat
 from ..models.parts import Fold, Matrix, walk
 from ..weights.load import aligned
 from .compiled import LIBRARY_FILE, start_threads
@@ -71,11 +71,15 @@ class _Layer(nn.Module):
 
     def __init__(self, family: Family, config: DecoderConfig, kind: LayerKind) -> None:
         self.whole = family.model(config.one_layer(kind), PageFormat(_PAGE_SIZE, "float32"))
-        self.layer = self.whole.model.layers[0]
         self.tape: list[Tensor] = []
         for _, matrix in self.matrices():
             weight = active().weight(matrix.out_features, matrix.in_features, "float32", matrix.has_bias)
             matrix.bind(_Recorded(weight, self.tape))
+
+    @property
+    def layer(self) -> DecoderLayer:
+        layer: DecoderLayer = self.whole.model.layers[0]
+        return layer
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         return ((name, module) for name, module in walk(self.layer) if isinstance(module, Matrix))

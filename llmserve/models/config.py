@@ -134,7 +134,7 @@ class RopeConfig:
 
     @classmethod
     def read(
-        cls, keys: ConfigKeys, head_dim: int, layers: str | None = None, theta: float = 10000.0, partial: float = 1.0
+        cls, keys: ConfigKeys, head_dim: int, layers: str | None = None, theta: float = 10000.0, partial: float | None = None
     ) -> RopeConfig:
         """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer,
         of which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own
@@ -153,11 +153,11 @@ class RopeConfig:
             known = ", ".join(ROPE_TYPES)
             raise UnsupportedError(f"{keys.source}: rope type {_shown(kind)} is not supported; {known} are.")
         inside = ConfigKeys(merged, f"{keys.source}: rope type {kind!r}")
-        outside = keys.filled(rope_theta=theta, partial_rotary_factor=partial)
+        outside = keys.filled(rope_theta=theta, partial_rotary_factor=partial or 1.0)
         base = (inside if inside.has("rope_theta") else outside).number("rope_theta")
         share = (inside if inside.has("partial_rotary_factor") else outside).number("partial_rotary_factor")
         dim = int(head_dim * share)
-        if share > 1 or dim < 2 or dim % 2:
+        if share > 1 or dim < 2 or dim % 2 or (partial is None and share != 1):
             raise UnsupportedError(
                 f"{keys.source}: a partial_rotary_factor of {share:g} of {head_dim} is not supported."
             )

@@ -75,8 +75,8 @@ def test_frequencies_equal_transformers(name, spelling):
 
 def test_dynamic_is_stretched_for_the_length_that_is_served():
     _, config = read_family(new_spelling(VARIANTS["dynamic"]))
-    short, _ = rope.inverse_frequencies(config, 512)
-    long, _ = rope.inverse_frequencies(config, 1024)
+    ((short, _),) = rope.inverse_frequencies(config, 512)
+    ((long, _),) = rope.inverse_frequencies(config, 1024)
     assert short[0] == long[0] == 1.0
     # NTK-aware base: theta * (factor * L / L0 - (factor - 1)) ** (d / (d - 2)), with L / L0 = 2 and factor 2.
     theta = 50000.0 * 3 ** (config.head_dim / (config.head_dim - 2))
@@ -87,9 +87,17 @@ def test_dynamic_is_stretched_for_the_length_that_is_served():
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope.*default, linear, dynamic, llama3, yarn"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "ntk.*default, linear, dynamic, llama3, yarn, longrope"),
+        ({"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "rope type .'linear'. is not supported"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'short_factor' must be a list of 16 numbers"),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, "'factor' must be a positive number"),
+        ({"rope_scaling": "linear"}, "'rope_scaling' must be an object"),
         ({"rope_scaling": {"type": "linear"}}, "'factor'"),
-        ({"hidden_act": "gelu"}, "hidden_act.*gelu.*silu"),
+        ({"hidden_act": "tanh"}, "hidden_act.*tanh.*silu"),
+        ({"hidden_act": ["silu"]}, "hidden_act.*silu"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers.*1024"),
+        ({"vocab_size": 10**400}, "vocab_size.*integer"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"num_attention_heads": 6}, "hidden_size"),
         ({"hidden_size": "many"}, "hidden_size.*integer"),

@@ -209,8 +209,8 @@ def test_a_file_is_the_checkpoint_that_it_was_made_of(tmp_path: Path, family: st
         np.testing.assert_array_equal(source.read_rows(name, 7, 30).reshape(23, -1), w[7:30].reshape(23, -1))
     ours, theirs = Build(str(file), quant="none"), Build(str(twin), quant="none")
     assert ours.config.rope == theirs.config.rope
-    same = ("hidden_size", "num_layers", "num_kv_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "qk_norm")
-    for key in (*same, "vocab_size", "window", "qkv_bias", "max_position_embeddings"):
+    same = ("hidden_size", "num_layers", "num_kv_heads", "head_dim", "norm_eps", "tie_word_embeddings", "qk_norm")
+    for key in (*same, "vocab_size", "layers", "qkv_bias", "max_position_embeddings"):
         assert getattr(ours.config, key) == getattr(theirs.config, key), key
     assert ours.label == "model"
 

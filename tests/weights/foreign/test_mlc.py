@@ -112,7 +112,8 @@ def test_a_directory_is_read_without_loss(tmp_path: Path, family: str, quantizat
     params = load_params(build.weights())
     for name in weights.keys() - found.keys():
         np.testing.assert_array_equal(params[name if name.endswith("bias") else f"{name}.weight"], weights[name])
-    assert build.config.window == ((24, 24) if family == "mistral" else (0, 0))
+    windows = tuple(kind.window for kind in build.config.layers)
+    assert windows == ((24, 24) if family == "mistral" else (0, 0))
     assert build.config.max_position_embeddings == (32768 if family == "mistral" else 512)
     assert json.loads((build.weights() / "generation_config.json").read_text()) == {"temperature": 0.7}
 
