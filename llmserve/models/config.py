@@ -134,7 +134,12 @@ class RopeConfig:
 
     @classmethod
     def read(
-        cls, keys: ConfigKeys, head_dim: int, layers: str | None = None, theta: float = 10000.0, partial: float | None = None
+        cls,
+        keys: ConfigKeys,
+        head_dim: int,
+        layers: str | None = None,
+        theta: float = 10000.0,
+        partial: float | None = None,
     ) -> RopeConfig:
         """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer,
         of which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own

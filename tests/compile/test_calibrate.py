@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from llmserve import LLM, artifact
-from llmserve.compile import calibrate, calibration_data
+from llmserve.compile import calibrate, calibration_data, judging, quality
 from llmserve.compile.build import Build
-from llmserve.compile.layerwise import LayerProgram
 from llmserve.errors import CheckpointError, ConfigError, UnsupportedError
 from llmserve.models.base import families
 from llmserve.quant import awq
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
-from llmserve.weights.load import PARAMS_FILE, load_params
+from llmserve.weights.load import PARAMS_FILE
 from llmserve.weights.read import SINGLE, Checkpoint
 
 from ..oracle import Oracle
@@ -35,55 +34,45 @@ def few(monkeypatch: pytest.MonkeyPatch, tokens: int = 2048) -> None:
 
 
 @pytest.mark.parametrize("family", families())
-def test_a_layer_by_itself_is_the_layer_of_the_model(family: str, checkpoint: Make, tmp_path: Path) -> None:
-    """Layer after layer, the last norm and the head give the logits of the engine, which runs the same kernels on the
-    same float32 weights and pages: bit for bit, in sequences longer than windows."""
+def test_layers_by_themselves_are_the_model(family: str, checkpoint: Make) -> None:
+    """What comes before the first layer, layer after layer, the last norm, the head and what follows it give the logits
+    of the engine, which runs the same kernels on the same float32 weights and pages, in sequences longer than windows;
+    the head is numpy's product here, so float32 sums come in another order. What a layer says can be folded leaves its
+    output what it was, up to float32's rounding of its weights."""
     directory = checkpoint(family)
     build = Build(str(directory), quant="f32")
-    params, config = load_params(build.weights()), build.config
+    weights = quality.Unquantized(build.subject.source, build.subject.plan(build.scheme))
     llm = LLM(directory, quant="f32", kv_cache_memory="16MiB", max_num_seqs=16)
     ids = np.random.default_rng(0).integers(0, 500, (2, 60))
-    states = params["model.embed_tokens.weight"][ids.reshape(-1)]
-    programs: dict[int, LayerProgram] = {}
-    for layer, window in enumerate(config.window):
-        if window not in programs:
-            programs[window] = LayerProgram(build.family, config, window, build.kernels, 2, 60)
-            (tmp_path / str(window)).mkdir()
-            programs[window].compile(build.target, tmp_path / str(window))
-            programs[window].load(tmp_path / str(window))
-        prefix = f"model.layers.{layer}."
-        own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
-        programs[window].set_weights(own, params["model.norm.weight"])
-        inputs = programs[window].inputs(states, 60)
-        assert [i.shape[1] for i in inputs] == [m.in_features for m in programs[window].matrices().values()]
-        before, states = states, programs[window].output(states, 60)
-    # What is folded for AWQ leaves the layer what it was, up to float32's rounding of its weights.
     rng = np.random.default_rng(1)
-    for fold in awq.folds(
-        config.num_heads, config.num_kv_heads, config.head_dim, config.hidden_size, config.intermediate_size
-    ):
-        awq.apply(fold, np.exp(rng.standard_normal(int(fold.rows.max()) + 1)).astype(np.float32)[fold.rows], own)
-    program = programs[config.window[-1]]
-    program.set_weights(own, params["model.norm.weight"])
-    np.testing.assert_allclose(program.output(before, 60), states, atol=1e-4 * np.abs(states).max())
-    head = params["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    logits = (programs[config.window[-1]].normed(states) @ head.T).reshape(2, 60, -1)
+    with judging.skeleton(build.subject, 60) as skeleton:
+        states = quality.embed(weights, skeleton, ids)
+        for i, program in skeleton.layers():
+            own = skeleton.set_layer(i, weights)
+            inputs = program.inputs(states, 60)
+            assert [x.shape[1] for x in inputs] == [m.in_features for m in program.matrices().values()]
+            before, states = states, program.output(states, 60)
+            for fold in program.folds():
+                awq.apply(
+                    fold, np.exp(rng.standard_normal(int(fold.rows.max()) + 1)).astype(np.float32)[fold.rows], own
+                )
+            program.set_weights(own, {name: weights.tensor(name) for name in program.outer_floats()})
+            np.testing.assert_allclose(program.output(before, 60), states, atol=1e-4 * np.abs(states).max())
+        logits = quality.logits(weights, skeleton, program.normed(states)).reshape(2, 60, -1)
     for row, expected in zip(ids, logits, strict=True):
-        # The head is numpy's product here: float32 sums in another order.
         np.testing.assert_allclose(llm.logits(row.tolist()), expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
     ("quant", "methods"), [("q4", "default"), ("q3", "default"), ("q3", "awq,gptq"), ("q4", "awq")]
 )
-@pytest.mark.parametrize("family", families())
-def test_every_family_is_nearer_to_its_float_self(
-    family: str, quant: str, methods: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+def test_calibrated_weights_are_nearer_to_the_float_model(
+    quant: str, methods: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a text that calibration has not seen, the hidden states of the calibrated weights are nearer to those of the
     unquantized ones than those of weights rounded to nearest."""
     few(monkeypatch, 4096)
-    directory = str(checkpoint(family))
+    directory = str(checkpoint("qwen3"))
 
     def states(scheme: str, methods: str | None) -> np.ndarray:
         build = Build(directory, quant=scheme, calibrate=methods)

@@ -68,8 +68,8 @@ def test_it_computes_what_its_dequantized_twin_does(
             weights[name] = dequantize(*packed, storage, matrix.in_features)
         else:
             weights[name] = params[f"{name}.weight"].astype(np.float32)
-    for name, _ in build.model.norms():
-        weights[name] = params[f"{name}.weight"]
+    for name, _ in build.model.floats():
+        weights[name.removesuffix(".weight")] = params[name]
     for i in range(build.config.num_layers):
         layer = f"model.layers.{i}"
         fused = weights.pop(f"{layer}.self_attn.qkv_proj")
