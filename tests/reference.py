@@ -1,7 +1,9 @@
-"""Families by transformers, with the rounding that the engine does on purpose: the reference for whole quantized models.
+"""Families by transformers, with the rounding that the engine does on purpose: the reference for whole quantized
+models.
 
-The stored weights are put back into a checkpoint of the family's own names and order, the inputs of matrices are rounded
-to 8 bits as the kernels do it, and keys and values to the dtype of pages. Nothing of the product's forward pass is used.
+The stored weights are put back into a checkpoint of the family's own names and order, the inputs of matrices are
+rounded to 8 bits as the kernels do it, and keys and values to the dtype of pages. Nothing of the product's forward
+pass is used.
 """
 
 from __future__ import annotations

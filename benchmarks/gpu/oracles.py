@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import llmserve
-from llmserve.quant.group import FORMATS, INT4_ZERO, GroupFormat, dequantize, pack, quantize
+from llmserve.quant.group import ALL_FORMATS, GroupFormat, dequantize, pack, quantize
 
 from .cases import BATCHES, ROWS, STREAM_WIDTH
 
@@ -36,7 +36,7 @@ def constant(array: np.ndarray) -> np.ndarray:
 
 def storage_of(name: str) -> GroupFormat | None:
     """A group format by its name; None for "float"."""
-    return {**FORMATS, INT4_ZERO.name: INT4_ZERO, "float": None}[name]
+    return {**ALL_FORMATS, "float": None}[name]
 
 
 def excess(found: np.ndarray, expected: np.ndarray, allowed: Any) -> float:

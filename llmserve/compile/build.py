@@ -27,9 +27,10 @@ from ..platforms import PLATFORMS, Platform
 from ..quant import mixed
 from ..quant import scheme as schemes
 from ..toolchain import tvm_version
-from ..weights.container import SafetensorsWriter, TensorSpec
+from ..weights.container import SafetensorsWriter, TensorSpec, read_header
 from ..weights.foreign import mlc_writer, open_source
 from ..weights.load import PARAMS_FILE, load_params
+from ..weights.mapping import other_parts
 from ..weights.source import PlainSource
 from . import judging
 from .adopt import adopt
@@ -41,7 +42,7 @@ from .host import CPU_SOURCES, compute_dtype, gpu_arch, kernel_set, linker
 from .linking import complete, export
 from .pipeline import compile_module
 from .recall import Question, remember
-from .subject import Subject
+from .subject import Subject, tied_as_stored
 from .texts import Text
 from .tools import require
 
@@ -103,6 +104,11 @@ class Build:
         self.raw_config = self.source.config if self.source else read_config(self.directory)
         config_file = self.source.config_file if self.source else self.directory / "config.json"
         self.family, self.config = read_family(self.raw_config, str(config_file))
+        stored = self.source or read_header(self.directory / PARAMS_FILE)
+        self.config, said = tied_as_stored(self.config, self.family, stored)
+        self.notes += said
+        if self.source and (parts := other_parts(self.source.names())):
+            self.notes.append(f"Only text is served: {', '.join(parts)} of the checkpoint are left unread.")
         self.quant, self.bits, self.report = quant, bits, report
         self.evaluation = None if evaluation_data is None else Text.read(evaluation_data)
         if bits is None:

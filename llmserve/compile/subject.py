@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from ..models.layers import PageFormat
 from ..quant.group import GroupFormat
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
-from ..weights.mapping import map_weights
-from ..weights.source import Source, write_json
+from ..weights.mapping import found_name, map_weights, source_names
+from ..weights.source import Source, same_rows, write_json
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,28 @@ class Subject:
         return ConversionPlan(
             tuple(params), {"format": "llmserve", **stored, "overrides": json.dumps(stored["overrides"])}
         )
+
+
+def tied_as_stored(
+    config: DecoderConfig, family: Family, stored: Source | Collection[str]
+) -> tuple[DecoderConfig, list[str]]:
+    """The config with `tie_word_embeddings` as the weights have it, and what is to be said of that.
+
+    A head that is missing is the embedding, and one that differs from the embedding is a head, whatever config.json
+    says. `stored`: a checkpoint, or the names of converted parameters.
+    """
+    if not isinstance(stored, Source):
+        return replace(config, tie_word_embeddings=not any(name.startswith("lm_head.") for name in stored)), []
+    names = set(stored.names())
+    head, embedding = (
+        found_name(source_names(f"{name}.weight", family.weights).sources[0], names)
+        for name in ("lm_head", "model.embed_tokens")
+    )
+    if head not in names and not config.tie_word_embeddings:
+        note = f"The checkpoint has no {head}; its embedding serves as the head."
+        return replace(config, tie_word_embeddings=True), [note]
+    apart = config.tie_word_embeddings and head in names and embedding in names and not stored.kind
+    if apart and not same_rows(stored, head, embedding):
+        note = f"{head} differs from the embedding that config.json ties it to, and is used."
+        return replace(config, tie_word_embeddings=False), [note]
+    return config, []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..errors import ArtifactError, UnsupportedError
-from .group import FORMATS, INT3, INT3_X40, INT4, INT4_ZERO, INT8, GroupFormat, Storage
+from .group import ALL_FORMATS, INT3, INT3_X40, INT4, INT8, GroupFormat, Storage
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def storage_name(storage: Storage) -> str:
 
 def storage_named(name: str) -> Storage:
     """The inverse of `storage_name`. Raises ArtifactError for a name that is none."""
-    formats = {**FORMATS, INT4_ZERO.name: INT4_ZERO}
-    if name in formats:
-        return formats[name]
+    if name in ALL_FORMATS:
+        return ALL_FORMATS[name]
     if name not in ("float32", "float16"):
         raise ArtifactError(f"Weights stored as {name!r} are unknown to this version; convert the checkpoint again.")
     return name

@@ -129,6 +129,12 @@ def found_name(name: str, available: Collection[str]) -> str:
     return next((other for other in spelled if other in available), name)
 
 
+def other_parts(checkpoint: Iterable[str]) -> list[str]:
+    """The parts of a model beside its decoder that a checkpoint holds, by the first word of their tensors' names."""
+    found = (name for name in checkpoint if any(fnmatchcase(name, pattern) for pattern in OTHER_PARTS))
+    return sorted({name.removeprefix("model.").split(".")[0] for name in found})
+
+
 def source_names(name: str, rules: Sequence[Rule]) -> MappedTensor:
     """The sources of one parameter as the rules have them, without a checkpoint to look into."""
     return _mapped(name, rules, set())

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..quant.group import GroupFormat
@@ -125,6 +126,15 @@ class PlainSource(Source):
 
     def write_companions(self, out: Path) -> None:
         copy_companions(self.path, out)
+
+
+def same_rows(source: Source, one: str, other: str, sample: int = 64) -> bool:
+    """Whether two tensors are alike in shape and in rows from all over them."""
+    rows = source.info(one).rows[0]
+    if source.info(one).shape != source.info(other).shape:
+        return False
+    places = {i * rows // sample for i in range(sample)} | {rows - 1}
+    return all(np.array_equal(*(source.read_rows(name, i, i + 1) for name in (one, other))) for i in sorted(places))
 
 
 def copy_companions(path: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks.gpu import cases, oracles, prepare, report, run
 from llmserve.engine.run.choices import Choices, choose_in_numpy
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
 from llmserve.kernels.gpu.packed import Layout
-from llmserve.quant.group import FORMATS, INT4_ZERO
+from llmserve.quant.group import ALL_FORMATS
 
 WORKER = """
 import json, os, sys, time
@@ -54,7 +54,7 @@ def test_every_kernel_is_checked_in_every_storage() -> None:
     assert made and made <= {case["kernel"] for case in listed}
     timed = cases.timed(small=False)
     assert {case["kernel"] for case in (*listed, *timed)} == set(BUILDERS) == set(oracles.CHECKS)
-    assert set(cases.STORAGES) == {*FORMATS, INT4_ZERO.name, "float"}
+    assert set(cases.STORAGES) == {*ALL_FORMATS, "float"}
     names = [case["name"] for case in (*listed, *timed)]
     assert len(names) == len(set(names)) and all(name.isidentifier() for name in names)
     json.dumps(listed)

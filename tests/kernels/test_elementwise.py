@@ -8,7 +8,7 @@ import pytest
 from llmserve.kernels.cpu import elementwise, layout
 from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.rows import Gate, Norm
-from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
+from llmserve.quant.group import ALL_FORMATS, dequantize, pack
 
 from .harness import RUNNABLE, compiled
 
@@ -49,27 +49,19 @@ def test_gated_activation_over_the_whole_range(isa):
 
 
 @both
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("fmt", ALL_FORMATS.values(), ids=ALL_FORMATS)
 def test_quantized_rows_equal_dequantization(fmt, isa):
+    """All levels, scales of either sign."""
     rng = np.random.default_rng(2)
     ids = np.array([0, 19, 7, 7, 8], np.int32)
     for n, k in ((20, 88), (24, 320)):
-        q_weight, q_scale = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
+        u = rng.integers(0, 1 << fmt.bits, (n, fmt.padded(k)), np.uint8)
+        zero = rng.integers(0, 1 << fmt.bits, (n, fmt.groups(k)), np.uint8) if fmt.zero_point else None
+        parts = pack(u, fmt), rng.standard_normal((n, fmt.groups(k))).astype(np.float16)
         out = np.empty((len(ids), k), np.float32)
         kernel = compiled(elementwise.quantized_rows("rows", n, k, fmt, isa), isa)
-        kernel(ids, layout.tile_quantized(q_weight, q_scale, fmt, isa.rows), out)
-        np.testing.assert_array_equal(out, dequantize(q_weight, q_scale, fmt, k)[ids])
-
-
-@both
-def test_rows_with_zero_points_equal_dequantization(isa):
-    rng, (n, k) = np.random.default_rng(5), (20, 64)
-    u, zero = rng.integers(0, 16, (n, k), np.uint8), rng.integers(0, 16, (n, 2), np.uint8)
-    parts = pack(u, INT4_ZERO), rng.standard_normal((n, 2)).astype(np.float16)
-    ids, out = np.array([0, 19, 7, 8], np.int32), np.empty((4, k), np.float32)
-    kernel = compiled(elementwise.quantized_rows("rows", n, k, INT4_ZERO, isa), isa)
-    kernel(ids, layout.tile_quantized(*parts, INT4_ZERO, isa.rows, zero), out)
-    np.testing.assert_array_equal(out, dequantize(*parts, INT4_ZERO, k, zero)[ids])
+        kernel(ids, layout.tile_quantized(*parts, fmt, isa.rows, zero), out)
+        np.testing.assert_array_equal(out, dequantize(*parts, fmt, k, zero)[ids])
 
 
 @both

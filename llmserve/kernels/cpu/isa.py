@@ -2,6 +2,7 @@
 
 A tile holds `rows` output rows; a step of it is a vector of 4 x rows unsigned weights against the same 4 signed
 activations for every row. Only the dot product differs between sets: everything else is vector code that LLVM lowers.
+Weights take any level of their format, 0 to 2^bits - 1, activations -127 to 127; sums are exact for all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any
 
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
+from ...quant.group import GroupFormat
 from ..tir import T, full, put, scratch, vec
+from .layout import steps
+
+MAX_ACTIVATION = 127  # in size; rounding.py never makes -128
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,20 @@ class Isa:
     prefetch: int = 0
     pair_shifts: bool = False
 
-    def centred(self, bits: int) -> bool:
-        """Whether `dot` already subtracts the format's offset; else the caller corrects by the activations' sum."""
-        return False
+    def centre(self, fmt: GroupFormat) -> int:
+        """What `dot` subtracts from each weight. It is not the format's own offset: 8 bits less 127 do not fit int8,
+        less 128 they do. The caller makes up the difference by the activations' sum."""
+        return 0
 
-    def acc_dtype(self, bits: int) -> str:
+    def acc_dtype(self, fmt: GroupFormat) -> str:
         """Accumulator of one group, `acc_lanes` lanes."""
         return "int32"
 
-    def acc_lanes(self, bits: int) -> int:
+    def acc_lanes(self, fmt: GroupFormat) -> int:
         return self.rows
 
-    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
-        """acc + sum over i in 0..3 of weights[4r + i] * activations[i] for each row r.
+    def dot(self, fmt: GroupFormat, acc: Any, weights: Any, activations: Any) -> Any:
+        """acc + sum over i in 0..3 of (weights[4r + i] - centre) * activations[i] for each row r.
 
         weights: uint8 x 4 rows, `activations`: 4 int8 in an int32.
         """
@@ -61,13 +67,13 @@ class Isa:
             acc = acc + vec(product, i, lanes=self.rows, stride=4)
         return acc
 
-    def total(self, bits: int, acc: Any) -> Any:
+    def total(self, fmt: GroupFormat, acc: Any) -> Any:
         """The group's accumulator as int32 x rows."""
         return acc
 
-    def zero(self, bits: int) -> Any:
-        make = T.int16 if self.acc_dtype(bits) == "int16" else T.int32
-        return full(make(0), self.acc_lanes(bits))
+    def zero(self, fmt: GroupFormat) -> Any:
+        make = T.int16 if self.acc_dtype(fmt) == "int16" else T.int32
+        return full(make(0), self.acc_lanes(fmt))
 
 
 def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
@@ -76,35 +82,36 @@ def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class Avx2(Isa):
-    """x86-64-v3. pmaddubsw sums pairs in 16 bits, which 3- and 4-bit weights cannot overflow within a group:
-    14 x 127 x 2 x 8 steps = 28448 and 6 x 127 x 2 x 10 = 15240. 8-bit weights are widened at each step."""
+    """x86-64-v3. pmaddubsw sums pairs of products in 16 bits, and would cut off what does not fit. 3- and 4-bit weights
+    are summed there over a whole group: 15 x 127 x 2 x 8 steps = 30480, 7 x 127 x 2 x 10 = 17780. Of 8-bit weights not
+    even a pair fits, so they are moved to -128 … 127 and multiplied by size: 128 x 127 x 2 = 32512."""
 
     name: str = "avx2"
     features: tuple[str, ...] = ("avx2", "fma", "f16c")
     rows_per_block: int = 4
 
-    def centred(self, bits: int) -> bool:
-        return bits == 8
+    def centre(self, fmt: GroupFormat) -> int:
+        return 128 if fmt.bits == 8 else 0
 
-    def acc_dtype(self, bits: int) -> str:
-        return "int32" if bits == 8 else "int16"
+    def acc_dtype(self, fmt: GroupFormat) -> str:
+        largest = ((1 << fmt.bits) - 1) * MAX_ACTIVATION * 2 * steps(fmt)
+        return "int16" if largest < 1 << 15 else "int32"
 
-    def acc_lanes(self, bits: int) -> int:
-        return self.rows if bits == 8 else 2 * self.rows
+    def acc_lanes(self, fmt: GroupFormat) -> int:
+        return self.rows if self.acc_dtype(fmt) == "int32" else 2 * self.rows
 
-    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+    def dot(self, fmt: GroupFormat, acc: Any, weights: Any, activations: Any) -> Any:
         signed = T.reinterpret(full(activations, 8), dtype="int8x32")
-        if bits == 8:
-            # |w| <= 127 on the unsigned side keeps the pair sum within 16 bits: 127 x 127 x 2 = 32258.
-            centred = T.cast(weights - full(T.uint8(127), 32), "int8x32")
-            moved = _intrinsic("llvm.x86.avx2.psign.b", "int8x32", signed, centred)
-            size = T.cast(T.max(centred, full(T.int8(0), 32) - centred), "uint8x32")
-            pairs = _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", size, moved)
-            return acc + self._widen(pairs)
-        return acc + _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", weights, signed)
+        if fmt.bits == 8:
+            centred = T.cast(weights - full(T.uint8(128), 32), "int8x32")
+            signed = _intrinsic("llvm.x86.avx2.psign.b", "int8x32", signed, centred)
+            # The size of -128 is -128 again, which pmaddubsw reads as the 128 that it is.
+            weights = T.cast(T.max(centred, full(T.int8(0), 32) - centred), "uint8x32")
+        pairs = _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", weights, signed)
+        return acc + (pairs if self.acc_dtype(fmt) == "int16" else self._widen(pairs))
 
-    def total(self, bits: int, acc: Any) -> Any:
-        return acc if bits == 8 else self._widen(acc)
+    def total(self, fmt: GroupFormat, acc: Any) -> Any:
+        return acc if self.acc_dtype(fmt) == "int32" else self._widen(acc)
 
     @staticmethod
     def _widen(pairs: Any) -> Any:
@@ -123,7 +130,7 @@ class Avx512Vnni(Isa):
     prefetch: int = 48
     pair_shifts: bool = True
 
-    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
+    def dot(self, fmt: GroupFormat, acc: Any, weights: Any, activations: Any) -> Any:
         signed = T.reinterpret(full(activations, 16), dtype="int8x64")
         return _intrinsic(
             "llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, T.reinterpret(weights, dtype="int8x64"), signed
@@ -132,21 +139,22 @@ class Avx512Vnni(Isa):
 
 @dataclass(frozen=True)
 class NeonDotprod(Isa):
-    """AArch64 with dotprod: sdot on 4 rows per tile, so weights are centred to signed first."""
+    """AArch64 with dotprod: sdot on 4 rows per tile. Its weights are signed, which 8-bit ones become by -128."""
 
     name: str = "neon-dotprod"
     rows: int = 4
     lanes: int = 4
     features: tuple[str, ...] = ("neon", "dotprod")
 
-    def centred(self, bits: int) -> bool:
-        return True
+    def centre(self, fmt: GroupFormat) -> int:
+        return 128 if fmt.bits == 8 else 0
 
-    def dot(self, bits: int, acc: Any, weights: Any, activations: Any) -> Any:
-        offset = 2 ** (bits - 1) - 1
-        centred = T.cast(weights - full(T.uint8(offset), 16), "int8x16")
+    def dot(self, fmt: GroupFormat, acc: Any, weights: Any, activations: Any) -> Any:
+        if centre := self.centre(fmt):
+            weights = weights - full(T.uint8(centre), 16)
         signed = T.reinterpret(full(activations, 4), dtype="int8x16")
-        return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, centred, signed)
+        weights = T.reinterpret(weights, dtype="int8x16")
+        return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, weights, signed)
 
 
 ISAS: tuple[Isa, ...] = (Avx512Vnni(), Avx2(), NeonDotprod(), Isa())

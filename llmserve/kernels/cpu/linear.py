@@ -111,10 +111,10 @@ def quantized_linear(
     if k % LANES:
         raise ValueError(f"a quantized linear needs a multiple of {LANES} inputs, got {k}")
     groups, shared, steps, rows = fmt.groups(k), shared_groups(fmt), layout.steps(fmt), isa.rows
-    count, bits = layout.tiles(n, rows), fmt.bits
-    # Activations' sums times the offset are taken off, unless the dot product does; or times each group's zero point.
-    offset = 1 if fmt.zero_point else 0 if isa.centred(bits) else fmt.max_int
-    in_dot = fmt.max_int if isa.centred(bits) else 0
+    count, in_dot = layout.tiles(n, rows), isa.centre(fmt)
+    # What weights count from, as far as the dot product has not subtracted it, times the sum of activations is taken
+    # off; where each group has a zero point of its own, the sum is kept as it is.
+    offset = 1 if fmt.zero_point else fmt.max_int - in_dot
 
     def body() -> None:
         m = T.int64()
@@ -143,24 +143,24 @@ def quantized_linear(
 
         def add_group(rounded: Rounded, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
             """Add one group's products, times the weights' scales, to `scaled`."""
-            lanes = isa.acc_lanes(bits)
+            lanes = isa.acc_lanes(fmt)
             # A constant offset's share is where an accumulator of 32 bits can start.
-            begins = offset and not fmt.zero_point and isa.acc_dtype(bits) == "int32"
+            begins = not fmt.zero_point and isa.acc_dtype(fmt) == "int32"
             with block("group"):
-                part = scratch(height * lanes, isa.acc_dtype(bits))
+                part = scratch(height * lanes, isa.acc_dtype(fmt))
                 for i in range(height):
-                    start = full(rounded.sum(row, i, g), rows) if begins else isa.zero(bits)
+                    start = full(rounded.sum(row, i, g), rows) if begins else isa.zero(fmt)
                     put(part, start, i * lanes, lanes=lanes)
                 for j in range(steps):
                     weights = weight.step(tile, g, j, 4 * rows, pairs=isa.pair_shifts and height > 1)
                     for i in range(height):
                         old = vec(part, i * lanes, lanes=lanes)
-                        put(part, isa.dot(bits, old, weights, rounded.four(row, i, g, j)), i * lanes, lanes=lanes)
+                        put(part, isa.dot(fmt, old, weights, rounded.four(row, i, g, j)), i * lanes, lanes=lanes)
                 if isa.prefetch and height > 2:
                     weight.prefetch(tile, g + isa.prefetch)
                 for i in range(height):
-                    total = isa.total(bits, vec(part, i * lanes, lanes=lanes))
-                    if offset and not begins:
+                    total = isa.total(fmt, vec(part, i * lanes, lanes=lanes))
+                    if not begins:
                         term = full(rounded.sum(row, i, g), rows)
                         if fmt.zero_point:
                             zero = T.cast(weight.zeros(tile, g), f"int32x{rows}")

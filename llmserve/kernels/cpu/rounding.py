@@ -46,7 +46,7 @@ def quantize_activations(
 
 class Rounded:
     """Scratch for M rows of K inputs, in blocks of `height` rows; of a block's rows past M only the scales mean
-    something, which `blank` sets. With an `offset`, -offset times each group's sum is kept too."""
+    something, which `blank` sets. -`offset` times each group's sum is kept too."""
 
     def __init__(self, m: Any, k: int, fmt: GroupFormat, height: int, offset: int) -> None:
         self._k, self._size, self._offset, self._height = k, fmt.group_size, offset, height
@@ -55,7 +55,7 @@ class Rounded:
         self.padded = blocks * height
         self._values = scratch((blocks, self._groups, height, self._size), "int8")
         self._scales = scratch((blocks, -(-self._groups // self._shared), height))
-        self._sums = scratch((blocks, self._groups, height), "int32") if offset else None
+        self._sums = scratch((blocks, self._groups, height), "int32")
 
     def four(self, row: Any, i: int, group: Any, step: int) -> Any:
         """The inputs of a step of the i-th row from `row` on, which begins a block, in an int32."""
@@ -68,7 +68,6 @@ class Rounded:
 
     def sum(self, row: Any, i: int, group: Any) -> Any:
         """-offset times the sum of the group, int32."""
-        assert self._sums is not None
         return self._sums[row // self._height, group, i]
 
     def round(self, row: Any, part: Callable[[Any, int], Any]) -> None:
@@ -100,7 +99,7 @@ class Rounded:
                 put(values, rounded, v, lanes=lanes)
                 small = T.cast(vec(values, v, lanes=lanes), f"int8x{lanes}")
                 put(self._values, small, block_of, first + v // size, i, v % size, lanes=lanes)
-            for c in range(count) if self._sums is not None else ():
+            for c in range(count):
                 parts = [vec(values, v, lanes=lanes) for v in range(c * size, (c + 1) * size, lanes)]
                 total = across(parts, operator.add, lanes, "int32")
                 put(self._sums, total * i32(-self._offset), block_of, first + c, i)

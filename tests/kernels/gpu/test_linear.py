@@ -7,29 +7,26 @@ import numpy as np
 from llmserve.kernels.gpu.linear import FEW_ROWS, linear, rows_of
 from llmserve.kernels.gpu.matrix_units import MATRIX_UNITS
 from llmserve.kernels.gpu.packed import Layout
-from llmserve.quant.group import FORMATS, INT4_ZERO, dequantize, pack, quantize
+from llmserve.quant.group import ALL_FORMATS, FORMATS, dequantize, pack
 
 from .harness import GPUS, ROUNDING, compiled, constant, each_case, each_platform
 
 # (outputs, inputs): a partial tile and a partial group; whole ones, with more groups than lanes.
 SHAPES = [(75, 88), (128, 1280)]
 ROWS = [1, 2, 7, 17, 70]  # one row; few; tiles, whole and partial
-STORAGES = {**FORMATS, INT4_ZERO.name: INT4_ZERO, "float": None}
+STORAGES = {**ALL_FORMATS, "float": None}
 
 
 def stored(rng, n, k, fmt, dtype):
-    """A weight in storage, and the float64 matrix that its parameters in `dtype` stand for."""
+    """A weight in storage, of all levels there are, and the float64 matrix that its parameters in `dtype` stand for."""
     if fmt is None:
         w = rng.standard_normal((n, k)).astype(dtype)
         return dtype, {"weight": w}, w.astype(np.float64)
+    u = rng.integers(0, 1 << fmt.bits, (n, fmt.padded(k)), np.uint8)
+    parts = {"q_weight": pack(u, fmt), "q_scale": rng.standard_normal((n, fmt.groups(k))).astype(np.float16)}
     if fmt.zero_point:
-        u = rng.integers(0, 16, (n, fmt.padded(k))).astype(np.uint8)
-        zero = rng.integers(0, 16, (n, fmt.groups(k))).astype(np.uint8)
-        q_weight, q_scale = pack(u, fmt), rng.standard_normal((n, fmt.groups(k))).astype(np.float16)
-        parts = {"q_weight": q_weight, "q_scale": q_scale, "q_zero": zero}
-        return fmt, parts, dequantize(q_weight, q_scale, fmt, k, zero).astype(np.float64)
-    q_weight, q_scale = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
-    return fmt, {"q_weight": q_weight, "q_scale": q_scale}, dequantize(q_weight, q_scale, fmt, k).astype(np.float64)
+        parts["q_zero"] = rng.integers(0, 1 << fmt.bits, (n, fmt.groups(k)), np.uint8)
+    return fmt, parts, dequantize(fmt=fmt, k=k, **parts).astype(np.float64)
 
 
 def in_float16(layout, platform):
