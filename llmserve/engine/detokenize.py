@@ -1,7 +1,6 @@
-"""Token ids → text, piece by piece, cut where a stop string begins.
+"""Detokenization: token ids to text, piece by piece, cut where a stop string begins.
 
-One `Detokenizer` per sequence. What the tokens spell is the tokenizer's business; whether a token id ends a sequence
-is the scheduler's.
+One `Detokenizer` per sequence. The tokenizer knows what tokens spell; the scheduler knows which tokens end a sequence.
 """
 
 from __future__ import annotations

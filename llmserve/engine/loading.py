@@ -1,4 +1,4 @@
-"""A compiled model and its limits become an engine core: how much memory goes to pages is decided here."""
+"""The making of an engine core from a compiled model and limits; it decides how much memory goes to pages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a grammar is to the engine: a request for one, and the state of a sequence within it. Pure data and protocols.
+"""Grammars as the engine knows them: a request for one, and the state of a sequence within it. Data and protocols only.
 
-Compiling is the business of engine/grammar, and happens before a request reaches the engine's thread.
+Grammars are compiled in engine/grammar, before a request reaches the engine's thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What leaves the engine: records that do not change, one per step and request. Pure data.
+"""Records that leave the engine, one per step and request. Pure data that does not change.
 
 Those that are made for every token are tuples, which take a fifth of the time of frozen dataclasses.
 """

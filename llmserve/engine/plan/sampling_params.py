@@ -1,4 +1,4 @@
-"""What a request asks of sampling. Pure data: validated once, at the edge, and never changed after."""
+"""The sampling parameters of a request. Pure data: validated once, at the edge, and never changed after."""
 
 from __future__ import annotations
 
