@@ -279,7 +279,7 @@ class AsyncEngine:
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # if the loop is closed, nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # if the loop is closed, nothing waits for it
             self._loop.call_soon_threadsafe(callback, *args)
 
 

@@ -49,7 +49,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine holds now, and what it has done since it started.
+    """Figures of an engine: what it holds now, and what it has done since it started.
 
     Attributes:
         num_running, num_waiting: sequences.
@@ -151,7 +151,7 @@ class EngineCore:
         return self.compute(self.plan())
 
     def plan(self) -> SchedulerOutput:
-        """Which sequences are due. `compute` must follow, and nothing may come between that changes requests."""
+        """The sequences that are due. `compute` must follow; nothing may change the requests in between."""
         return self.scheduler.schedule()
 
     def compute(self, plan: SchedulerOutput) -> list[RequestOutput]:

@@ -1,7 +1,7 @@
 """The outputs of requests on their way to one reader: kept until it takes them. Lives on the event loop.
 
 It is the one stop of a token between the engine's thread and the task that writes it out: no queue, no task and no lock
-of its own, one timer for all deadlines, set anew only when it has gone off, and a waker that runs the task at once.
+of its own, one timer for all deadlines, set anew only when it has fired, and a waker that runs the task at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Reader:
         self._deadline = 0.0
 
     async def get(self, deadline: float | None = None) -> Outputs:
-        """What is new, at least one output; or nothing, when nothing has come by `deadline`, in the loop's seconds.
+        """New outputs, at least one; or none, when none has come by `deadline`, in the loop's seconds.
 
         Deadlines of one reader never go back. Raises the first error of any request, after what came before it.
         """

@@ -118,7 +118,7 @@ def vocabulary(tokenizer: Tokenizer, param: str | None = None) -> LLTokenizer:
 
 
 class _Tokens:
-    """What `TokenizerWrapper` asks of a tokenizer."""
+    """A tokenizer as `TokenizerWrapper` takes it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

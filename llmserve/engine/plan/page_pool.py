@@ -1,7 +1,7 @@
 """The account of KV pages: which are free, held, or idle but worth keeping. Counting only; the memory is elsewhere.
 
 A page is `page_size` token slots in every layer. Several sequences may hold the same page. A page whose content
-somebody wants to find again (the prefix cache) stays idle after its last release and is taken back, oldest first, when
+is to be found again (by the prefix cache) stays idle after its last release and is taken back, oldest first, when
 the free ones have run out.
 """
 

@@ -38,7 +38,7 @@ class SchedulerOutput(NamedTuple):
 
     Attributes:
         scheduled: what to compute; sequences that decode come first.
-        finished: seq_ids that ended since the last plan; whoever keeps state by seq_id drops it now.
+        finished: seq_ids that ended since the last plan; state that is kept by seq_id is dropped now.
         admitted: sequences that waited until now; among those scheduled.
     """
 
@@ -105,9 +105,9 @@ class Scheduler:
         return ended
 
     def schedule(self) -> SchedulerOutput:
-        """Plan one step: who decodes, then who is catching up, then who waits, as far as the limits allow."""
+        """Plan one step: sequences that decode, then those that catch up, then those that wait, as the limits allow."""
         budget, size = self.config.max_num_batched_tokens, self.config.page_size
-        for sequence in tuple(self.running):  # before anybody is in the plan, as the victim is the last admitted
+        for sequence in tuple(self.running):  # before any is in the plan, as the last admitted is preempted
             if len(sequence.token_ids) > len(sequence.pages) * size:
                 while sequence.status is Status.RUNNING and not self._grow(sequence):
                     self._preempt(self.running.pop())
@@ -168,7 +168,7 @@ class Scheduler:
             del self.requests[sequence.request.request_id]
 
     def fail(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that the model could not go on with, and let nobody reuse what it computed."""
+        """End a sequence that the model failed on; the pages that it computed are not reused."""
         self.cache.forget(sequence.pages)
         sequence.error = error
         self.finish(sequence, "error")
@@ -208,7 +208,7 @@ class Scheduler:
         skips = self.config.prefix_caching and (sequence.index or not sequence.request.params.needs_every_position)
         found, node = self.cache.acquire(sequence.token_ids) if skips else ([], ROOT)
         missing = -(-len(sequence.token_ids) // self.config.page_size) - len(found)
-        # One spare page for each that runs, or the newcomer would be thrown out as soon as they grow.
+        # One spare page for each that runs, or the new one would be preempted as soon as they grow.
         fresh = self.pool.allocate(missing) if missing + len(self.running) <= self.pool.num_available else None
         if fresh is None:
             self.pool.release(reversed(found))

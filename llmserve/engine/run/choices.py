@@ -21,13 +21,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class ChoiceArguments:
-    """How to choose a token for each of R rows of logits; kernels/base.py says it in full.
+    """The arguments by which a token is chosen for each of R rows of logits; kernels/base.py has all details.
 
     knobs float32 [R, 4]: 1 / temperature (0 is greedy), top_p, min_p, a random number in [0, 1).
     limits int32 [R, 4]: top_k (0 for all), the row's mask (-1 for none), its first adjustment, one past its last.
     ids int32 [A], amounts float32 [A, 3]: adjustments, of a row's ids no two alike: what is added, the repetition
     penalty, what is subtracted (infinity bans). masks int32 [K, words]: bit i % 32 of word i // 32 allows token i.
-    The first adjustment and the first mask are nobody's.
+    The first adjustment and the first mask belong to no row.
     """
 
     knobs: _Floats
@@ -111,7 +111,7 @@ def kept(weights: _Floats, top_k: int, top_p: float, min_p: float) -> _Ids:
 
 
 def _candidates(weights: _Floats, top_k: int, top_p: float, min_p: float) -> tuple[_Ids | None, _Floats]:
-    """What min_p keeps, or else some that are sure to hold what top_k or top_p keep: their ids (None for all), weights.
+    """Ids (None for all) and weights of what min_p keeps, or else of some that hold all that top_k or top_p keep.
 
     Real distributions are peaked: what reaches a thousandth of the largest weight is mostly enough, and little.
     """

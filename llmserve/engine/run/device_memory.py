@@ -45,7 +45,7 @@ class Memory(Protocol):
         """A part of a buffer as a tensor; `start` is a multiple of ALIGNMENT bytes."""
 
     def reader(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Callable[[], npt.NDArray[Any]]:
-        """What reads a part of a buffer: it waits for the device, and shares memory where that is possible."""
+        """A function that reads a part of a buffer: it waits for the device, and shares memory if that is possible."""
 
     def staging(self, nbytes: int) -> tuple[npt.NDArray[np.uint8], Any, Callable[[int], None]]:
         """Bytes on the host, a buffer that mirrors them, and what brings so many bytes of it up to date."""

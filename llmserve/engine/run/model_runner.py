@@ -27,7 +27,7 @@ class ModelRunner:
     """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch does.
 
     Attributes:
-        COMPILED: the attributes that hold the compiled calls of a step, for who wants to watch them.
+        COMPILED: the attributes that hold the compiled calls of a step, for those that time them.
     """
 
     COMPILED = ("_next", "_step")

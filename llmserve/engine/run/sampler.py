@@ -69,7 +69,7 @@ class Sampler:
         return self.finish(batch, self._choose(raw, batch.choices), lambda row: raw[row])
 
     def prepare(self, sequences: Items[Sequence], vocab_size: int) -> SamplingBatch:
-        """What to ask of a kernel for the next token of each of these. Valid until the next call."""
+        """The arguments of a kernel for the next token of each sequence. Valid until the next call."""
         batch, self._last = self._last, None
         if batch is None or batch.sequences != sequences:  # sequences are equal if they are the same
             batch = _new_batch(list(sequences), vocab_size)
@@ -123,7 +123,7 @@ class Sampler:
                     own = self._adjustments[sequence] = Adjustments(params, self._eos)
                 own.update(sequence)
                 banned = sequence.num_generated_tokens < params.min_tokens
-                if banned and mask is not None:  # a grammar that allows nothing but the end has its way
+                if banned and mask is not None:  # a grammar that allows nothing but the end wins
                     banned = _allows_others(mask, own.ends, vocab_size)
                 limits[row, 2:] = end, end + len(own)
                 end += len(own)

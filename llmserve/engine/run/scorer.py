@@ -30,7 +30,7 @@ class Scorer:
         self._scores: dict[int, list[TokenLogprob]] = {}
 
     def score(self, plan: Items[ScheduledSequence], hidden: npt.NDArray[np.floating]) -> Mapping[int, Sampled]:
-        """What becomes of the prompts that end in this plan; `hidden` has a row for each of its tokens."""
+        """The results of the prompts that end in this plan; `hidden` has a row for each of its tokens."""
         results: dict[int, Sampled] = {}
         start = 0
         for item in plan:

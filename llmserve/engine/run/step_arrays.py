@@ -52,7 +52,7 @@ class StepArrays:
         self, plan: Items[ScheduledSequence], rows: Ints | None, choices: ChoiceArguments | None = None
     ) -> StagedArrays:
         """On the device: token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values and the
-        wanted rows, which are the last ones of who samples unless `rows` says which; then those of `choices`."""
+        wanted rows (`rows`, or else the last of each sequence that samples); then those of `choices`."""
         staged = self._continued(plan, choices) if rows is None and choices is not None else None
         if staged is None:
             arrays, last = self._flattened(plan)
@@ -145,7 +145,7 @@ class StepArrays:
 
 
 def _specs(choices: ChoiceArguments) -> tuple[Spec, ...]:
-    # One is nobody's, and by there being no more a device can know that there is nothing to adjust.
+    # One belongs to no row; where there are no more, a device knows that there is nothing to adjust.
     room = _rounded_up(len(choices.ids) - 1, _ADJUSTMENTS_TOGETHER) + 1
     rows = choices.knobs.shape
     return (
