@@ -31,7 +31,7 @@ from samples import Figures, Job, Patience
 from llmserve.bench.engine import EngineBench
 from llmserve.bench.host import cores, load_average, prepare, provenance
 from llmserve.bench.plan import CONTEXT
-from llmserve.engine.run.choices import Choices
+from llmserve.engine.run.choices import ChoiceArguments
 
 T = TypeVar("T")
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
@@ -235,7 +235,7 @@ def sampling(bench: EngineBench, batch: int) -> list[Line]:
     logits = np.random.default_rng(0).standard_normal((batch, vocab), np.float32) * 3
     lines = []
     for name, row in (("temperature 0.8, top_p 0.95", (1.25, 0.95, 0.0, 0.5)), ("greedy", (0.0, 1.0, 0.0, 0.0))):
-        choices = Choices(
+        choices = ChoiceArguments(
             np.tile(np.float32(row), (batch, 1)),
             np.tile(np.int32([0, -1, 0, 0]), (batch, 1)),
             np.zeros(1, np.int32),

@@ -1,9 +1,8 @@
-"""The cache of things made: directories named by their causes, that land whole or not at all. Standard library only.
+"""The artifact cache: directories named by their causes, that land whole or not at all. Standard library only.
 
 An artifact is <root>/<kind>/<label>-<key>/, with a manifest.json that says in words what it was made from, and what its
 maker found out about it ("results"). It is made in a hidden sibling directory under a file lock and lands by one
-rename, manifest last; so what a killed process leaves has a name nobody looks up, and the next maker sweeps it away.
-What an artifact holds is its maker's business.
+rename, manifest last; so what a killed process leaves has a name nobody looks up, and the next maker removes it.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def checkpoint_fingerprint(checkpoint: str | Path) -> str:
 
 
 def artifact_path(kind: str, causes: Causes) -> Path:
-    """Where the artifact of these causes is, or would be."""
+    """The place of the artifact of these causes, whether it is there or not."""
     words = [re.sub(r"[^\w.]+", "-", str(causes[name])).strip("-.")[-60:] for name in _LABELS if causes.get(name)]
     return cache_root() / kind / "-".join([*words, cache_key(causes)])
 
@@ -253,7 +252,7 @@ def _sweep(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock that belongs to `path`; without `wait`, yields False when somebody else holds it.
+    """Holds the lock that belongs to `path`; without `wait`, yields False when another process holds it.
 
     The operating system drops the lock with its process. The empty lock files stay: removing one that another process
     has just opened would let two in.
@@ -296,7 +295,7 @@ def causes_of(path: Path, kind: str) -> dict[str, Any]:
 
 
 def results_of(path: Path) -> dict[str, Any]:
-    """What the maker of the artifact at `path` found out about it."""
+    """The results that the maker of the artifact at `path` noted."""
     return dict(_manifest(path).get("results", {}))
 
 

@@ -43,7 +43,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 app.add_typer(bench_app, name="bench")
 
 # Typer reads annotations at run time, and Python 3.10 needs them spelled this way.
-Model = Annotated[
+ModelArgument = Annotated[
     Optional[str],  # noqa: UP045
     typer.Argument(
         help="A checkpoint's directory, a GGUF file, a directory that `convert` wrote, or a Hub id such as "
@@ -51,7 +51,7 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Quant = Annotated[
+QuantOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         help="Weights: q4, q3, q8, none, or a full name such as q4f16_1.  "
@@ -59,7 +59,7 @@ Quant = Annotated[
         show_default=False,
     ),
 ]
-Calibrate = Annotated[
+CalibrateOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         metavar="[METHODS]",
@@ -68,29 +68,29 @@ Calibrate = Annotated[
         show_default=False,
     ),
 ]
-CalibrationData = Annotated[
+CalibrationDataOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         help='That text: a plain file, or JSON lines of {"text": …} or {"messages": […]}.  [default: one of our own]',
         show_default=False,
     ),
 ]
-Device = Annotated[
+DeviceOption = Annotated[
     str,
     typer.Option(help="Where to run: cpu, cuda, rocm, metal, webgpu, or auto for the best that is there and works."),
 ]
-Arch = Annotated[
+ArchOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         help="The device's instruction set or family, such as avx2, sm_90 or gfx1100.  [default: the best here]",
         show_default=False,
     ),
 ]
-ConfigFile = Annotated[
+ConfigFileOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--config", help="A TOML file with sections [model], [engine] and [server].", show_default=False),
 ]
-Context = Annotated[
+ContextOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         help="Tokens that a prompt and its answer may have.  [default: the model's own, at most 8192]",
@@ -98,7 +98,7 @@ Context = Annotated[
     ),
 ]
 
-Bits = Annotated[
+BitsOption = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(
         help="Instead of --quant: so many bits per weight, scales included, spent where they help most, on 3-, 4- and "
@@ -106,14 +106,14 @@ Bits = Annotated[
         show_default=False,
     ),
 ]
-EvaluationData = Annotated[
+EvaluationDataOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         help="A text file to judge converted weights on.  [default: a text that comes with llmserve]",
         show_default=False,
     ),
 ]
-ReportInPassing = Annotated[
+ReportOption = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option(
         "--report/--no-report",
@@ -124,24 +124,24 @@ ReportInPassing = Annotated[
 ]
 
 
-class Format(str, Enum):
+class ConvertFormat(str, Enum):
     llmserve = "llmserve"
     mlc = "mlc"
 
 
 @app.command()
 def serve(
-    model: Model = None,
-    quant: Quant = None,
-    calibrate: Calibrate = None,
-    calibration_data: CalibrationData = None,
-    device: Device = "auto",
-    arch: Arch = None,
-    config: ConfigFile = None,
+    model: ModelArgument = None,
+    quant: QuantOption = None,
+    calibrate: CalibrateOption = None,
+    calibration_data: CalibrationDataOption = None,
+    device: DeviceOption = "auto",
+    arch: ArchOption = None,
+    config: ConfigFileOption = None,
     host: Annotated[Optional[str], typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,  # noqa: UP045
     port: Annotated[Optional[int], typer.Option(help="Port to listen on.  [default: 8000]")] = None,  # noqa: UP045
     served_model_name: Annotated[Optional[str], typer.Option(help="The model's name to clients.")] = None,  # noqa: UP045
-    max_model_len: Context = None,
+    max_model_len: ContextOption = None,
     max_num_seqs: Annotated[Optional[int], typer.Option(help="Sequences at once.  [default: 64]")] = None,  # noqa: UP045
     kv_cache_memory: Annotated[
         Optional[str],  # noqa: UP045
@@ -150,8 +150,8 @@ def serve(
     threads: Annotated[Optional[int], typer.Option(help="CPU threads.  [default: all cores]")] = None,  # noqa: UP045
     chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file to use instead of the model's.")] = None,  # noqa: UP045
     api_key: Annotated[Optional[list[str]], typer.Option(help="A key that clients must send; repeatable.")] = None,  # noqa: UP045
-    bits: Bits = None,
-    report: ReportInPassing = None,
+    bits: BitsOption = None,
+    report: ReportOption = None,
 ) -> None:
     """Serve a model over HTTP: converts, compiles and caches what is missing, then answers the OpenAI API."""
     from .serving import serve as run
@@ -172,14 +172,14 @@ def serve(
 
 @app.command()
 def chat(
-    model: Model = None,
-    quant: Quant = None,
-    device: Device = "auto",
-    arch: Arch = None,
+    model: ModelArgument = None,
+    quant: QuantOption = None,
+    device: DeviceOption = "auto",
+    arch: ArchOption = None,
     system: Annotated[Optional[str], typer.Option(help="A system message to begin with.")] = None,  # noqa: UP045
     temperature: Annotated[Optional[float], typer.Option(help="0 always takes the likeliest token.")] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 1024,
-    max_model_len: Context = None,
+    max_model_len: ContextOption = None,
     threads: Annotated[Optional[int], typer.Option(help="CPU threads.  [default: all cores]")] = None,  # noqa: UP045
 ) -> None:
     """Talk to a model in the terminal. /reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."""
@@ -196,17 +196,19 @@ def chat(
 
 @app.command()
 def convert(
-    model: Model,
+    model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; `serve` takes it as a model.")],
-    quant: Quant = None,
-    calibrate: Calibrate = None,
-    calibration_data: CalibrationData = None,
-    device: Device = "auto",
-    bits: Bits = None,
+    quant: QuantOption = None,
+    calibrate: CalibrateOption = None,
+    calibration_data: CalibrationDataOption = None,
+    device: DeviceOption = "auto",
+    bits: BitsOption = None,
     report: Annotated[bool, typer.Option(help="Judge the result against the unquantized model; takes minutes.")] = True,
-    evaluation_data: EvaluationData = None,
+    evaluation_data: EvaluationDataOption = None,
     picture: Annotated[Optional[Path], typer.Option(help="Draw each matrix's error into this SVG file.")] = None,  # noqa: UP045
-    format_: Annotated[Format, typer.Option("--format", help="Whose weight directory it becomes.")] = Format.llmserve,
+    format_: Annotated[
+        ConvertFormat, typer.Option("--format", help="Whose weight directory it becomes.")
+    ] = ConvertFormat.llmserve,
 ) -> None:
     """Quantize a checkpoint into a directory of its own, with tokenizer and config, and report what it cost."""
     from .compile.build import Build
@@ -224,7 +226,7 @@ def convert(
             bits=bits,
             **asked,
         )
-        (build.export_mlc if format_ is Format.mlc else build.export_weights)(output)
+        (build.export_mlc if format_ is ConvertFormat.mlc else build.export_weights)(output)
     if picture is not None:
         _draw(output, picture)
     typer.echo("\n".join([*build.notes, f"Wrote {output}. Serve it with: llmserve serve {output}"]))
@@ -232,15 +234,15 @@ def convert(
 
 @app.command(name="compile")
 def compile_(
-    model: Model = None,
-    quant: Quant = None,
-    calibrate: Calibrate = None,
-    calibration_data: CalibrationData = None,
-    device: Device = "auto",
-    arch: Arch = None,
-    max_model_len: Context = None,
-    bits: Bits = None,
-    report: ReportInPassing = None,
+    model: ModelArgument = None,
+    quant: QuantOption = None,
+    calibrate: CalibrateOption = None,
+    calibration_data: CalibrationDataOption = None,
+    device: DeviceOption = "auto",
+    arch: ArchOption = None,
+    max_model_len: ContextOption = None,
+    bits: BitsOption = None,
+    report: ReportOption = None,
 ) -> None:
     """Convert and compile a model into the cache, so that `serve` starts at once."""
     from .compile.build import Build
@@ -282,8 +284,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 @app.command()
 def fit(
-    model: Model = None,
-    device: Device = "auto",
+    model: ModelArgument = None,
+    device: DeviceOption = "auto",
     memory: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Count with so much, such as 24GiB.  [default: what is free here]", show_default=False),
@@ -311,12 +313,16 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
-JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
+JsonFileOption = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
 
 
 @bench_app.command(name="engine")
 def bench_engine(
-    model: Model = None, quant: Quant = None, json_file: JsonFile = None, device: Device = "auto", arch: Arch = None
+    model: ModelArgument = None,
+    quant: QuantOption = None,
+    json_file: JsonFileOption = None,
+    device: DeviceOption = "auto",
+    arch: ArchOption = None,
 ) -> None:
     """Time prefill and decode at several batch sizes, without a server."""
     from .bench.engine import measure
@@ -326,9 +332,9 @@ def bench_engine(
 
 @bench_app.command(name="serve")
 def bench_serve(
-    model: Model = None,
-    quant: Quant = None,
-    json_file: JsonFile = None,
+    model: ModelArgument = None,
+    quant: QuantOption = None,
+    json_file: JsonFileOption = None,
     clients: Annotated[int, typer.Option(help="Streaming clients at once.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 128,
     max_tokens: Annotated[int, typer.Option(help="Length of each answer.")] = 32,

@@ -1,4 +1,4 @@
-"""What a deployment sets: the model, the engine's limits, the server's manners. From TOML, from flags, or both.
+"""The settings of a deployment: the model, the engine's limits, the server. From TOML, from flags, or both.
 
 Unknown keys and unusable values are errors that name the key (and the nearest known one): a limit that was misspelt
 must not silently be a default. Nothing here imports the rest of llmserve but its errors.
@@ -57,7 +57,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which model, in which form, on what.
+    """The model, its form and its device.
 
     Attributes:
         path: a checkpoint's directory or its name on the Hugging Face hub.
@@ -81,7 +81,7 @@ class ModelConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How much runs at once, and in how much memory.
+    """The limits of the engine: what runs at once, in how much memory.
 
     Attributes:
         max_model_len: tokens that a prompt and its completion may have together; None is the model's own limit.
@@ -108,7 +108,7 @@ class EngineConfig(_Section):
 
 
 class ServerConfig(_Section):
-    """How the HTTP server presents itself.
+    """The settings of the HTTP server.
 
     Attributes:
         served_model_name: the model's name to clients; None is the last part of its path.
@@ -183,13 +183,13 @@ class Config(_Section):
         for name, settings in sections.items():
             given = {key: value for key, value in settings.items() if value is not None}
             merged[name] = {**merged.get(name, {}), **given}
-        return build(Config, merged, "the settings")
+        return validated(Config, merged, "the settings")
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def build(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
+def validated(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
     """Validate settings. Raises ConfigError that names `source`, the setting and, if unknown, the nearest one."""
     try:
         return kind.model_validate(values)
@@ -220,11 +220,11 @@ def load_toml(path: str | Path) -> Config:
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
-    return build(Config, values, str(path))
+    return validated(Config, values, str(path))
 
 
 def sampling_defaults(checkpoint: str | Path) -> dict[str, float]:
-    """What a checkpoint's generation_config.json recommends for requests that do not say."""
+    """The sampling parameters that a checkpoint's generation_config.json recommends. Raises ConfigError."""
     file = Path(checkpoint) / "generation_config.json"
     try:
         values = json.loads(file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What the CLI shows while something takes time: one progress line per step, on standard error."""
+"""Progress of the command line on standard error: one line per step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which devices this machine has, found without touching any: from files, PCI ids and the drivers' own programs.
+"""Devices of this machine, found without using any: from files, PCI ids and the drivers' own programs.
 
 A device that is there but cannot be used has a `problem`, in a sentence that ends with what to do. Nothing here raises,
-and nothing imports tvm. That a device works is another matter, which compile/selftest.py finds out.
+and nothing imports tvm. Whether a device works is found by trial.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Device:
         platform: the row of platforms.py that could run on it.
         arch: what `--arch` would be: sm_90, gfx1100; None where the platform has no such thing.
         memory, free: bytes, of its own or shared with the CPU; None where they cannot be known without using it.
-        software: it is the CPU in disguise (a software Vulkan driver).
+        software: a software Vulkan driver, which runs on the CPU.
         problem: why it cannot be used, empty if nothing speaks against it.
     """
 
@@ -142,7 +142,7 @@ def metal(machine: Machine = THIS) -> list[Device]:
 
 
 def webgpu(machine: Machine = THIS) -> list[Device]:
-    """What wgpu-native could drive: on Linux a Vulkan driver each, elsewhere the system's own interface."""
+    """Devices for wgpu-native: on Linux one for each Vulkan driver, elsewhere the system's own interface."""
     lacking = "" if machine.package("wgpu") else "wgpu-native is not installed; run: pip install 'llmserve[webgpu]'"
     if machine.system != "Linux":
         name = {"Darwin": "Metal", "Windows": "DirectX 12"}.get(machine.system)
@@ -208,7 +208,7 @@ def usable(platform: str, machine: Machine = THIS) -> Device | None:
 
 
 def arch(platform: str, machine: Machine = THIS) -> str | None:
-    """What `--arch` is where nobody says: that of the first device that can be used, else of any that is there."""
+    """The default of `--arch`: that of the first device that can be used, else of any that is there."""
     device = usable(platform, machine) or next(iter(devices(platform, machine)), None)
     return device.arch if device else None
 

@@ -1,4 +1,4 @@
-"""What a disk says when it will not take our bytes, put into one sentence. Standard library only."""
+"""The disk's refusals (full, read-only, not ours) as one sentence each. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`llmserve doctor`: what this machine can run and compile for, what is missing, and the command that gets it.
 
-What it says is found elsewhere: devices in detect.py, tools in compile/tools.py, whether a device works in trial.py.
+Its facts are found elsewhere: devices by detect.py, tools by compile/tools.py, whether a device works by trial.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ABSENT = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of a platform on this machine.
+    """The findings about a platform on this machine.
 
     Attributes:
         state: "works" (a kernel ran on it and was right), "broken" (a device that cannot be used), "compiles only" (for
@@ -83,7 +83,7 @@ def wrong_tvm() -> str | None:
 
 
 def best(findings: Iterable[Finding]) -> str | None:
-    """What `--device auto` takes: the best platform that works on a device that is not the CPU in disguise."""
+    """The platform that `--device auto` takes: the best one that works on a device other than a software driver."""
     working = {f.platform for f in findings if f.state == WORKS and any(not d.software for d in f.devices)}
     return next((platform for platform in detect.PROBES if platform in working), None)
 

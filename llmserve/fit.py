@@ -1,4 +1,4 @@
-"""`llmserve fit`: the memory that a model takes in each scheme, and what context and sequences that leaves room for.
+"""`llmserve fit`: the memory that a model takes in each scheme, and the context and sequences that the rest allows.
 
 Arithmetic on config.json alone: nothing is converted, and of a model on the Hub no weights are downloaded.
 """
@@ -26,8 +26,8 @@ from .quant.scheme import Scheme, choose
 from .weights import embedded, hub
 from .weights.foreign import open_source
 
-SCHEMES = ("q3", "q4", "q8", "none")
-# A request that is usual: what a server is asked to hold many of.
+QUANTS = ("q3", "q4", "q8", "none")
+# Tokens of a usual request, of which a server holds many.
 USUAL = 8192
 # Interpreter, TVM and tokenizer: a process that has compiled the package's own model (3 MiB) and runs it has 319 MiB
 # resident, one that found it in the cache 237; the web server takes some more.
@@ -35,7 +35,7 @@ PROCESS = 384 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class SchemeFit:
     """A scheme's figures, in bytes and tokens.
 
     Attributes:
@@ -56,8 +56,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits. `memory` bytes are there for weights, pages and `reserved` (process and intermediate results);
-    `download` bytes would be fetched, None where that is not known or nothing is."""
+    """The result for all schemes.
+
+    `memory` bytes are there for weights, pages and `reserved` (process and intermediate results); `download` bytes
+    would be fetched, None where that is not known or nothing is.
+    """
 
     model: str
     platform: str
@@ -67,7 +70,7 @@ class Fit:
     positions: int
     usual: int
     download: int | None
-    rows: tuple[Row, ...]
+    rows: tuple[SchemeFit, ...]
     command: str | None
 
 
@@ -81,13 +84,13 @@ def fit(model: str | None, device: str | None = None, memory: int | None = None)
     usual = min(USUAL, config.max_position_embeddings)
     reserved = PROCESS + workspace(config, platform)
     rows = []
-    for quant in SCHEMES:
+    for quant in QUANTS:
         scheme = choose(quant, platform.computes_in(quant))
         weights, per_token = weight_bytes(shape, scheme), kv_bytes(config, scheme)
         left = max(0, room - reserved - weights)
         pages = left // (per_token * page)
         longest = min(pages * page, config.max_position_embeddings)
-        rows.append(Row(quant, scheme.name, weights, per_token, longest, pages // -(-usual // page)))
+        rows.append(SchemeFit(quant, scheme.name, weights, per_token, longest, pages // -(-usual // page)))
     command = _command(model, device, rows, usual)
     label = model or embedded.NAME
     return Fit(
@@ -105,7 +108,7 @@ def _read(model: str | None) -> tuple[DecoderConfig, type[CausalLM], int | None]
         raw: Mapping[str, Any] = open_source(path).config
     else:
         raw, download = hub.config_only(model)
-        # What is quantized already is taken over in a grid of ours, of as many bits.
+        # Weights that are quantized already are taken over in one of our formats, of as many bits.
         raw = {key: value for key, value in raw.items() if key not in ("quantization_config", "compression_config")}
     family, config = read_family(raw, f"config.json of {model or embedded.NAME}")
     return config, family.model, download
@@ -150,8 +153,8 @@ def workspace(config: DecoderConfig, platform: Platform) -> int:
     )
 
 
-def _command(model: str | None, device: str | None, rows: list[Row], usual: int) -> str | None:
-    """How to serve it: in 4 bits, or in 3 where that gives it a usual context, or any at all."""
+def _command(model: str | None, device: str | None, rows: list[SchemeFit], usual: int) -> str | None:
+    """The command that serves it: in 4 bits, or in 3 where that gives it a usual context, or any at all."""
     by_name = {row.quant: row for row in rows}
     best = next(
         (by_name[q] for least in (usual, 512) for q in ("q4", "q3") if by_name[q].context >= min(least, usual)), None

@@ -1,4 +1,4 @@
-"""LLM: the model as a Python object, without a server. It steps the same engine core that the server runs."""
+"""The model as a Python object, without a server: `LLM`. It steps the same engine core that the server runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compile.build import Build, Notify, silent
-from .config import EngineConfig, sampling_defaults
-from .config import build as checked
+from .config import EngineConfig, sampling_defaults, validated
 from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
 from .engine.grammar.compiler import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
@@ -41,7 +40,7 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What became of one prompt: `n` outputs, best read by index.
+    """The result of one prompt: `n` outputs, best read by index.
 
     `prompt_logprobs` has an entry per prompt token but the first, if `SamplingParams.prompt_logprobs` asked for them.
     """
@@ -80,7 +79,7 @@ class LLM:
         notify: Notify = silent,
         **engine: Any,
     ) -> None:
-        config = checked(EngineConfig, engine, "LLM")
+        config = validated(EngineConfig, engine, "LLM")
         build = Build(
             None if model is None else str(model),
             quant=quant,
@@ -147,7 +146,7 @@ class LLM:
         return np.stack([np.frombuffer(vectors[name], "<f4") for name in names])
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """What the model says after each of `token_ids`: float32 [T, vocab]. For evaluation and tests."""
+        """The logits after each of `token_ids`: float32 [T, vocab]. For evaluation and tests."""
         pool, interface = self._core.scheduler.pool, self.compiled.interface
         request = Request("logits", [int(t) for t in token_ids], SamplingParams(), -1)
         sequence = request.sequences[0]
@@ -168,7 +167,7 @@ class LLM:
         return out
 
     def _run(self, names: list[str], ids: list[list[int]], params: Sequence[SamplingParams]) -> Iterator[RequestOutput]:
-        """Queue these requests and step until they are done; whoever stops listening ends them."""
+        """Queue these requests and step until they are done. Closing the iterator aborts what is left."""
         try:
             for name, tokens, its in zip(names, ids, params, strict=True):
                 grammar = None if its.grammar is None else self._grammars.submit(its.grammar).result()

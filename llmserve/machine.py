@@ -1,4 +1,4 @@
-"""What can be asked of a machine without using any of it: files, programs' output, whether libraries load.
+"""Facts of a machine that can be asked without using its devices: files, programs' output, whether libraries load.
 
 Every question has an answer, and none raises: what is not there, or does not work, is None or a reason. Libraries are
 loaded in a process of their own, since a broken driver may take that process with it.
@@ -71,7 +71,7 @@ class Machine:
         return os.access(self.path(path), os.R_OK | os.W_OK)
 
     def output(self, *command: str, timeout: float = 10) -> str | None:
-        """What a program prints; None where there is no such program, or it fails or takes too long."""
+        """The output of a program; None where there is no such program, or it fails or takes too long."""
         program = shutil.which(command[0])
         if program is None:
             return None
@@ -149,7 +149,7 @@ def install(**packages: str) -> str:
 
 
 def cuda_directories(machine: Machine = THIS) -> list[Path]:
-    """Where CUDA 13 may be: $CUDA_PATH, the packages of `llmserve[cuda]`, the toolkit that nvcc is of, /usr/local."""
+    """Directories that CUDA 13 may be in: $CUDA_PATH, the packages of `llmserve[cuda]`, nvcc's toolkit, /usr/local."""
     named = [Path(value) for name in ("CUDA_PATH", "CUDA_HOME") if (value := os.environ.get(name))]
     package = machine.package("nvidia")
     named += [package / "cu13"] if package else []

@@ -1,4 +1,4 @@
-"""Platforms: the hardware that llmserve compiles for, as rows of facts. Which of it is there: detect.py and trial.py.
+"""Platforms: the hardware that llmserve compiles for, as rows of facts. detect.py and trial.py find what is there.
 
 A row says what a compiler needs to know; the kernels that a platform prefers live in kernels/. No tvm: `target` is a
 plain dict, which TVM's Target is made from where tvm may be imported.

@@ -20,13 +20,13 @@ from .weights.load import read_ahead
 def serve(config: Config) -> None:
     """Build what is missing and serve. Raises LLMServeError before the port is opened, not after.
 
-    A start with everything cached is a matter of importing things, in this thread. What waits for disk and memory, or
-    computes outside of Python, goes on beside it: that is why the imports stand here.
+    A start with everything cached takes as long as its imports, in this thread. What waits for disk and memory, or
+    computes outside of Python, goes on beside them: that is why the imports stand here.
     """
     model, server = config.model, config.server
     check(server)
     with Steps() as steps, ThreadPoolExecutor(1, "llmserve-start") as beside:
-        with _nothing_is_garbage():
+        with _without_garbage_collection():
             build: Prepared = prepare(
                 model.path,
                 quant=model.quant,
@@ -39,7 +39,7 @@ def serve(config: Config) -> None:
                 bits=model.bits,
                 report=model.report,
             )
-            words = beside.submit(Tokenizer.from_directory, build.words)
+            loading = beside.submit(Tokenizer.from_directory, build.words)
             if isinstance(build, Recalled):
                 read_ahead(build.compiled.params)
 
@@ -51,8 +51,8 @@ def serve(config: Config) -> None:
             from .engine.loading import load_core, scheduler_config
             from .text.chat_template import ChatTemplate
 
-        # What is wrong with words shows before anything is converted or compiled.
-        tokenizer = words.result()
+        # A wrong tokenizer or template is an error before anything is converted or compiled.
+        tokenizer = loading.result()
         template = ChatTemplate.from_directory(build.words, tokenizer.special_tokens, server.chat_template)
         defaults: dict[str, Any] = sampling_defaults(build.words)
         compiled = build.run(config.engine.max_model_len)
@@ -79,7 +79,7 @@ def serve(config: Config) -> None:
 
 
 @contextmanager
-def _nothing_is_garbage() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """For imports: what they make stays, and looking through all of it for garbage takes a sixth of their time.
 
     Afterwards it is left out of every collection, so that those of a server that runs are short too.

@@ -1,4 +1,4 @@
-"""Which TVM llmserve is written for, and whether it is the one that is installed. Imports no TVM, so it can say so."""
+"""The TVM that llmserve is written for, and whether it is the one installed. Imports no TVM."""
 
 from __future__ import annotations
 

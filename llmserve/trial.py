@@ -1,4 +1,4 @@
-"""Whether a device that is there works: a small kernel is compiled and run on it, in a process of its own.
+"""The trial of a device: a small kernel is compiled and run on it, in a process of its own.
 
 A driver that hangs or crashes takes only that process with it. That a device has worked is kept in the cache, so that
 later starts take it at once; that it has not is never kept.
@@ -25,7 +25,7 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a trial: why it failed (empty if the result was right), how long a run of the kernel took, and what
+    """The result of a trial: why it failed (empty if the result was right), how long a run of the kernel took, and what
     the device calls itself."""
 
     problem: str = ""

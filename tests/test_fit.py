@@ -40,7 +40,7 @@ def stored(directory: Path) -> int:
     return sum(info.nbytes for info in read_header(directory / PARAMS_FILE).values())
 
 
-@pytest.mark.parametrize("quant", fit.SCHEMES)
+@pytest.mark.parametrize("quant", fit.QUANTS)
 def test_weights_are_what_a_conversion_writes(quant: str) -> None:
     build = Build(None, quant=quant, device="cpu")
     row = next(row for row in fit.fit(None, "cpu", 8 * GIB).rows if row.quant == quant)

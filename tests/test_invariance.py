@@ -124,7 +124,7 @@ def run_workload(seed: int) -> Counter[str]:
     assert stats.num_available_pages == stats.num_pages
     assert sum(stats.finished.values()) == sum(p.n for _, p in asked.values())
     assert stats.num_generated_tokens == sum(len(a.token_ids) for c in answers.values() for a in c.values())
-    assert not core.scheduler.requests and not core._texts
+    assert not core.scheduler.requests and not core._detokenizers
     return Counter(
         preemptions=stats.num_preemptions,
         prefix_hits=stats.prefix_hits,

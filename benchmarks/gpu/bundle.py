@@ -67,7 +67,7 @@ def collect(folder: Path, device: str, pythons: Sequence[str], downloads: Path) 
             _copy_file(library, system)
             loaded["load_before"].append(f"system/{library.name}")
         _copy_file(build.obtain(device, needs), system)
-        loaded["load_after"].append(f"system/{build.LIBRARY_FILE}")
+        loaded["load_after"].append(f"system/{build.PLUGIN_FILE}")
     return loaded
 
 

@@ -173,7 +173,7 @@ def sample(case: Case, call: Call) -> float:
         knobs.append((scale, top_p, min_p, rng.random()))
         limits.append((top_k, len(masks) - 1 if masked else -1, start, len(ids)))
     packed = np.packbits(masks, axis=1, bitorder="little").view(np.int32)
-    its = choices.Choices(
+    its = choices.ChoiceArguments(
         *(np.array(knobs, np.float32), np.array(limits, np.int32)),
         *(np.array(ids, np.int32), np.array(amounts, np.float32), packed),
     )

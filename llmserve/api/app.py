@@ -1,4 +1,4 @@
-"""The HTTP application: routers, middleware and the engine's life, put together. No endpoint lives here."""
+"""The HTTP application: routers, middleware and the engine's life, put together. No endpoint is defined here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from . import document
 from .base.state import ServedModel, Serving
 from .checks import api_keys
 from .edge import errors, metrics
-from .edge.body import BodyGuard
-from .edge.gate import GateKeeper
+from .edge.body import BodyMiddleware
+from .edge.gate import GateMiddleware
 from .edge.logs import log_access
-from .edge.middleware import ApiKey, Recorded
+from .edge.middleware import ApiKeyMiddleware, RecordMiddleware
 from .edge.record import Record
 from .edge.tracing import Tracing
 from .endpoints import chat, completions, embeddings, messages, models, page, responses, tokenize
@@ -59,7 +59,7 @@ def create_app(
         if tracing is not None:
             tracing.note(record, headers)
 
-    middleware = [Middleware(Recorded, ended=ended, write_seconds=config.write_seconds)]
+    middleware = [Middleware(RecordMiddleware, ended=ended, write_seconds=config.write_seconds)]
     if config.cors_origins:
         middleware.append(
             Middleware(
@@ -73,12 +73,14 @@ def create_app(
     keys = api_keys(config)
     if keys:
         middleware.append(
-            Middleware(ApiKey, keys=keys, open_paths={*config.open_paths, *(page.PATHS if config.page else ())})
+            Middleware(
+                ApiKeyMiddleware, keys=keys, open_paths={*config.open_paths, *(page.PATHS if config.page else ())}
+            )
         )
-    middleware.append(Middleware(GateKeeper, gate=serving.gate))
+    middleware.append(Middleware(GateMiddleware, gate=serving.gate))
     middleware.append(
         Middleware(
-            BodyGuard,
+            BodyMiddleware,
             max_bytes=config.max_body_bytes,
             max_depth=config.max_json_depth,
             seconds=config.body_seconds,

@@ -1,4 +1,4 @@
-"""What of a server's settings can be found wrong before anything else is done: keys, certificates, an extra.
+"""Checks of a server's settings before anything else is done: keys, certificates, an extra that is missing.
 
 Imports no web framework, which takes most of a second: this comes first at every start.
 """
@@ -28,7 +28,7 @@ def api_keys(config: ServerConfig, environment: Mapping[str, str] = os.environ) 
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"api_keys_file {config.api_keys_file} cannot be read: {error}.") from error
         found = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
-        if not found:  # open to all is not what somebody meant who named a file
+        if not found:  # naming a file without keys is not meant to open the server to all
             raise ConfigError(f"api_keys_file {config.api_keys_file} holds no key; write one a line.")
         keys += found
     return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))

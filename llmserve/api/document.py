@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the endpoints say of themselves, and the errors that all of them have in common."""
+"""The OpenAPI document: what the endpoints declare, and the errors that all of them have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an app to a process that listens: sockets, logs, and an orderly end when a signal comes."""
+"""The server process: sockets, logs, and an orderly end when a signal comes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .edge import logs
 
 logger = logging.getLogger(__name__)
 
-_LAST_WORDS_SECONDS = 5.0  # for answers that were cut off to say so
+_CUT_OFF_SECONDS = 5.0  # for answers that are cut off, to send their error
 
 
 def run(app: FastAPI, config: ServerConfig) -> None:
@@ -37,7 +37,7 @@ def run(app: FastAPI, config: ServerConfig) -> None:
         server_header=False,
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
-        timeout_graceful_shutdown=round(_LAST_WORDS_SECONDS),
+        timeout_graceful_shutdown=round(_CUT_OFF_SECONDS),
     )
     listening = settings.bind_socket()
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel, too, gives up on clients that read nothing
@@ -46,13 +46,13 @@ def run(app: FastAPI, config: ServerConfig) -> None:
 
 
 class Server(uvicorn.Server):
-    """A server that goes on listening while it drains, so that it can say that it is leaving."""
+    """A server that goes on listening while it drains, so that it can refuse new requests in words."""
 
     def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
         super().__init__(config)
         self._serving = serving
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leaving: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -63,23 +63,23 @@ class Server(uvicorn.Server):
         if self._loop is None or not self.started:
             self.should_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._leave)
+            self._loop.call_soon_threadsafe(self._begin_drain)
 
-    def _leave(self) -> None:
-        if self._leaving is None:
-            self._leaving = asyncio.ensure_future(self._drain())
+    def _begin_drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
         else:
-            self._leaving.cancel()
+            self._draining.cancel()
 
     async def _drain(self) -> None:
         gate, seconds = self._serving.gate, self._serving.config.drain_seconds
-        logger.info("Leaving: %d requests are open and have %g seconds.", gate.open_requests, seconds)
+        logger.info("Shutting down: %d requests are open and have %g seconds.", gate.open_requests, seconds)
         try:
             drained = await gate.drain(seconds)
         except asyncio.CancelledError:
             drained = False
         if not drained:
-            logger.warning("Leaving: %d requests are cut off.", gate.open_requests)
+            logger.warning("Shutting down: %d requests are cut off.", gate.open_requests)
             await self._serving.engine.stop()  # which ends their streams with an error
-            await gate.drain(_LAST_WORDS_SECONDS)
+            await gate.drain(_CUT_OFF_SECONDS)
         self.should_exit = True

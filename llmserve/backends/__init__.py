@@ -1,4 +1,4 @@
-"""Devices for which TVM's wheel can compile, but not run: `load` makes TVM know them.
+"""Devices that TVM's wheel can compile for but not run: `load` makes TVM know them.
 
 It has to be called before a library that was compiled for such a device is loaded. It is not an entry point of TVM's
 (`tvm.backends`), which would load every plugin into every process that imports TVM, and compile it there.
@@ -21,8 +21,8 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def load(device: str) -> None:
-    """Makes TVM know `device` ("webgpu", "rocm"); compiles the plugin at first use. What TVM brings is let be,
-    but for CUDA's libraries, which it does not look for.
+    """Makes TVM know `device` ("webgpu", "rocm"); compiles the plugin at first use. Devices that TVM
+    brings are left alone, but for CUDA's libraries, which it does not look for.
 
     Raises UnsupportedError (a driver, a package or a compiler is missing) and ArtifactError (the plugin does not
     compile).
@@ -42,7 +42,7 @@ def load(device: str) -> None:
 
 
 def device_info(device: str) -> dict[str, Any]:
-    """What is known of the device: name, vendor, driver, type, backend, and its limits and features as dictionaries.
+    """Facts of the device: name, vendor, driver, type, backend, and its limits and features as dictionaries.
 
     Raises what `load` raises, and UnsupportedError in the driver's words when there is no such device here.
     """
@@ -83,7 +83,7 @@ class Dispatch:
 
 @contextmanager
 def trace(device: str) -> Iterator[list[Dispatch]]:
-    """What the block dispatches to `device` ("webgpu"), in order; the list is filled when the block ends.
+    """The dispatches of the block to `device` ("webgpu"), in order; the list is filled when the block ends.
 
     Each kernel is timed by itself and each batch is waited for, so the block takes longer than without.
     """

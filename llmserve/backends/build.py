@@ -1,4 +1,4 @@
-"""The plugins, compiled on the machine that uses them and kept in the cache: C++ beside this file, one library each.
+"""Plugins, compiled on the machine that uses them and kept in the cache: C++ beside this file, one library each.
 
 A plugin is compiled against the headers that come with TVM, takes TVM's symbols from the process that loads it, and
 registers its device and its loader of compiled kernels with TVM. None of the compiled model is in it.
@@ -24,14 +24,14 @@ from ..toolchain import tvm_version
 logger = logging.getLogger(__name__)
 
 KIND = "backend"
-LIBRARY_FILE = "backend.so"
+PLUGIN_FILE = "backend.so"
 COMPILERS = ("g++", "clang++", "c++")
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a plugin needs beside TVM: header directories, libraries to load before it, and the version that says so."""
+    """A plugin's needs beside TVM: header directories, libraries to load before it, and the version that says so."""
 
     version: str
     includes: tuple[Path, ...] = ()
@@ -93,9 +93,9 @@ def obtain(name: str, needs: Needs) -> Path:
 
     def make(directory: Path) -> None:
         logger.info("compiling the %s backend (once)", name)
-        compile_plugin(Path(__file__).with_name(sources[0]), needs.includes, directory / LIBRARY_FILE)
+        compile_plugin(Path(__file__).with_name(sources[0]), needs.includes, directory / PLUGIN_FILE)
 
-    return artifact.obtain(KIND, causes, make) / LIBRARY_FILE
+    return artifact.obtain(KIND, causes, make) / PLUGIN_FILE
 
 
 def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path, more: tuple[str, ...] = ()) -> None:
@@ -117,7 +117,7 @@ def compile_plugin(source: Path, includes: tuple[Path, ...], output: Path, more:
 
 
 def package_directory(name: str) -> Path:
-    """Where an installed package is, without importing it."""
+    """The directory of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.submodule_search_locations  # tvm_version() has seen that it is installed
     return Path(next(iter(spec.submodule_search_locations)))

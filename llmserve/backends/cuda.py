@@ -1,4 +1,4 @@
-"""TVM's own CUDA runtime, which TVM leaves out silently where it does not load: CUDA's libraries are found here.
+"""The loading of TVM's CUDA runtime, which TVM leaves out silently where CUDA's libraries are not found.
 
 They may come from pip (`llmserve[cuda]`), where the dynamic linker does not look, and on a machine that only compiles
 there is no driver at all (cuda_stub.cc).

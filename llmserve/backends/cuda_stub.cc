@@ -1,4 +1,4 @@
-// Stands in for NVIDIA's driver while compiling on a machine without one. TVM's CUDA runtime has to be loaded for kernels
+// A stand-in for NVIDIA's driver, for compiling on a machine without one. TVM's CUDA runtime has to be loaded for kernels
 // to be compiled when a model is, instead of at each start of the server; and it is linked to these functions. None is
 // ever called: without a device, nothing gets so far. Each would answer CUDA_ERROR_NO_DEVICE.
 #define NO_DEVICE(name) \

@@ -1,4 +1,4 @@
-// What every plugin for a TVM device shares: reading the bytes that a compiled library holds for a device module, and
+// The common part of every plugin for a TVM device: reading the bytes that a compiled library holds for a device module, and
 // taking a kernel's arguments and launch shape out of a call. It knows neither WebGPU nor HIP.
 //
 // TVM writes (little endian, lengths in 64 bits) a map from a kernel's name to its function information, and then what

@@ -1,4 +1,4 @@
-"""What a library dispatched to the webgpu device, as files that a browser can run again (web/replay.js).
+"""Recordings of a library's dispatches to the webgpu device, as files that a browser can run again (web/replay.js).
 
 A recording is the kernels' WGSL, the buffers, what was in them, the dispatches in order, and results to compare with:
 the device's part of a run, without TVM and without the host's. Sizes are those of the run that was recorded.

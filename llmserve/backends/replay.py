@@ -1,8 +1,8 @@
-"""Functions of a compiled CPU library that do again what they did with the same arguments, without the virtual machine.
+"""Replay of a compiled CPU library's functions: the same kernel calls again, without the virtual machine.
 
 A traced model is a straight program: which kernels it calls, and with which tensors, follows from the tensors that it
 gets, whatever is in them. So the calls are recorded once and made again from a list (cpu_replay.c), as a graph that was
-captured on a GPU would be. What goes is checking and unpacking arguments, allocating, and preparing each call: the same
+captured on a GPU would be. This saves checking and unpacking arguments, allocating, and preparing each call: the same
 for every model, and a fifth of a small one's step.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-PATIENCE = 3  # times in a row that a call comes before it is recorded, which takes as long as many calls do
-RECORDINGS = 8  # of one function that are kept, the latest
-ROOM = 64 << 20  # bytes that these may work in together; one alone may take more
+CALLS_BEFORE_RECORDING = 3  # equal calls in a row: a recording takes as long as many calls do
+MAX_RECORDINGS = 8  # of one function that are kept, the latest
+MAX_WORKSPACE_BYTES = 64 << 20  # that these may work in together; one alone may take more
 ALIGNMENT = 64  # bytes, as compiled code wants it
 
 _MAKES_TENSOR = "vm.builtin.alloc_tensor"
@@ -70,7 +70,7 @@ class Replayed:
         # A kernel that failed fails here again, and the machine says why.
         self._times = self._times + 1 if key == self._last else 1
         self._last = key
-        return self._recorded(key, arguments) if self._times == PATIENCE else self._function(*arguments)
+        return self._recorded(key, arguments) if self._times == CALLS_BEFORE_RECORDING else self._function(*arguments)
 
     def _recorded(self, key: tuple[int, ...], arguments: tuple[Any, ...]) -> Any:
         recorder = _Recorder()
@@ -82,13 +82,15 @@ class Replayed:
         if (recording := recorder.recording(self._library, arguments, result)) is not None:
             self._recordings[key] = self._current = recording
             kept = self._recordings
-            while len(kept) > RECORDINGS or (len(kept) > 1 and sum(one.nbytes for one in kept.values()) > ROOM):
+            while len(kept) > MAX_RECORDINGS or (
+                len(kept) > 1 and sum(one.nbytes for one in kept.values()) > MAX_WORKSPACE_BYTES
+            ):
                 del kept[next(iter(kept))]
         return result
 
 
 class _Recorder:
-    """What a machine does in a call, as its instrument tells."""
+    """The calls that a virtual machine makes, as its instrument reports them."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -106,8 +108,8 @@ class _Recorder:
     def recording(self, library: ctypes.CDLL, arguments: tuple[Any, ...], result: Any) -> _Recording | None:
         """None where something else than a kernel is called, or a tensor is neither given nor made to work in."""
         given = {tensor.__chandle__(): tensor for tensor in _tensors(arguments)}
-        places = _places(self._made)
-        known = given | _elsewhere(self._made, places)
+        workspaces = _workspaces(self._made)
+        known = given | _moved(self._made, workspaces)
         calls = []
         for symbol, its in self._calls:
             kernel = getattr(library, f"__tvm_ffi_{symbol}", None)
@@ -115,7 +117,7 @@ class _Recorder:
             if kernel is None or None in tensors:
                 return None
             calls.append((kernel, tensors))
-        nbytes = sum(place.nbytes for place in places.values())
+        nbytes = sum(workspace.nbytes for workspace in workspaces.values())
         return _Recording(library, arguments, calls, result, nbytes) if result.__chandle__() in given else None
 
 
@@ -163,7 +165,7 @@ def _value(tensor: Any) -> _Value:
     return _Value(ctypes.c_int32.from_address(handle + 8).value, 0, handle)
 
 
-def _places(tensors: dict[int, Any]) -> dict[int, np.ndarray]:
+def _workspaces(tensors: dict[int, Any]) -> dict[int, np.ndarray]:
     """Fresh memory for the tensors, by where they are: one place for those at one place."""
     sizes: dict[int, int] = {}
     for tensor in tensors.values():
@@ -172,12 +174,12 @@ def _places(tensors: dict[int, Any]) -> dict[int, np.ndarray]:
     return {start: _aligned(nbytes) for start, nbytes in sizes.items()}
 
 
-def _elsewhere(tensors: dict[int, Any], places: dict[int, np.ndarray]) -> dict[int, Any]:
+def _moved(tensors: dict[int, Any], workspaces: dict[int, np.ndarray]) -> dict[int, Any]:
     """Tensors like these by the same handles, at these places."""
     import tvm_ffi
 
     return {
-        handle: tvm_ffi.from_dlpack(np.ndarray(tensor.shape, str(tensor.dtype), places[tensor.data_ptr()]))
+        handle: tvm_ffi.from_dlpack(np.ndarray(tensor.shape, str(tensor.dtype), workspaces[tensor.data_ptr()]))
         for handle, tensor in tensors.items()
     }
 

@@ -1,4 +1,4 @@
-// WGSL to a pipeline. A kernel's bindings are its tensors in order and after them one uniform block of its scalars.
+// Pipelines from WGSL. A kernel's bindings are its tensors in order and after them one uniform block of its scalars.
 #pragma once
 
 #include <cstdlib>

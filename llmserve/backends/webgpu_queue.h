@@ -1,4 +1,4 @@
-// Commands: dispatches and copies gather in one command buffer, which is submitted when the host wants to see a result,
+// The queue of commands: dispatches and copies gather in one command buffer, which is submitted when the host wants to see a result,
 // waits, or when it is full. So a model's step is one submission.
 //
 // What the host says while a batch grows (scalars of kernels, small writes to memory) gathers in two arenas beside it,

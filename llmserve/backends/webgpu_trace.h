@@ -1,5 +1,5 @@
-// What was dispatched and how long the GPU took for it, for people who look for time or mistakes, and for exporting
-// kernels. While a trace is on each kernel is a pass of its own and every batch is waited for, so it is slower.
+// The trace of dispatches and of the GPU's time for each: to look for time or mistakes, and to export kernels. While a
+// trace is on, each kernel is a pass of its own and every batch is waited for, so it is slower.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-"""What a result must say about where it came from: the machine, its load, versions, a process's memory.
+"""Facts about the host that a result needs: the machine, its load, versions, a process's memory.
 
 Reads /proc where there is one; elsewhere the figures that need it are left out rather than guessed.
 """

@@ -1,4 +1,4 @@
-"""What the host adds to a decode step, seen from inside an engine that serves streams as the server does.
+"""The host's part of a decode step, measured inside an engine that serves streams as the server does.
 
 The async engine runs in its own thread, with detokenization, and a reader on the event loop takes each stream. The
 engine thread's part is what passes between one compiled call's end and the next one's beginning: updating, text,

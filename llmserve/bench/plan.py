@@ -1,4 +1,4 @@
-"""What is measured on an engine, ours or a peer's, and how one measurement is written down. Numbers only.
+"""The plan of an engine's measurements, ours or a peer's, and the record of one measurement. Numbers only.
 
 Apart from engine.py so that a peer's process does not carry our runtime in its memory.
 """

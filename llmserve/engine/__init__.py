@@ -1,6 +1,7 @@
-"""Requests → tokens. The public face: what the server, the offline facade and the benchmarks may use.
+"""The engine: requests to tokens. This face is what the server, the offline facade and the benchmarks use.
 
-Importing it imports no TVM; executors are made in `run/executor.py`.
+plan/ decides (pure), run/ computes (devices), grammar/ compiles grammars. Importing this imports no TVM: executors are
+made in run/executor.py.
 """
 
 from __future__ import annotations

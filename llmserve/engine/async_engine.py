@@ -1,7 +1,7 @@
 """The engine thread, its inbox and its outbox: an `EngineCore` for asyncio.
 
 One thread builds the core (TVM's worker threads belong to the thread that starts them), steps it and is the only one to
-touch it. The event loop only appends to the inbox and reads streams; it never waits for a lock held during a step.
+touch it. The event loop only appends to the inbox and reads outputs; it never waits for a lock held during a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ class _Abort:
     request_id: str
 
 
-_News = tuple[str, "RequestOutput | LLMServeError"]
+_Result = tuple[str, "RequestOutput | LLMServeError"]  # of a request, by its id
 
 
 class AsyncEngine:
@@ -55,10 +54,10 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exited: asyncio.Future[None] | None = None
         self._thread: threading.Thread | None = None
-        self._streams: dict[str, tuple[Reader, int]] = {}  # the requests that have not ended; whose, and which of its
+        self._streams: dict[str, tuple[Reader, int]] = {}  # unfinished requests: their reader, their number there
         self._wakeup = threading.Condition()
         self._inbox: list[_Add | _Abort] = []
-        self._stop_at: float | None = None
+        self._stopping = False
         self._dead_reason: str | None = None
 
     async def start(self) -> None:
@@ -72,21 +71,20 @@ class AsyncEngine:
         self._thread.start()
         await ready
 
-    async def stop(self, drain: float = 0.0) -> None:
-        """Refuse new requests, give the open ones `drain` seconds, abort the rest, and end the thread."""
+    async def stop(self) -> None:
+        """Refuse new requests, abort the open ones, and end the thread."""
         if self._exited is None or self._thread is None:
             return
         with self._wakeup:
-            if self._stop_at is None:
-                self._stop_at = time.monotonic() + drain
+            self._stopping = True
             self._wakeup.notify()
         await asyncio.shield(self._exited)
         if self._grammars is not None:
             self._grammars.close()
-        self._thread.join()  # it said so with its last breath
+        self._thread.join()  # at once: setting `_exited` is the last thing that it does
 
     async def generate(
-        self, prompt_ids: Collection[int], params: SamplingParams, request_id: str | None = None
+        self, prompt_ids: Collection[int], params: SamplingParams
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of one request, ending with a finished one.
 
@@ -94,7 +92,7 @@ class AsyncEngine:
         is not there or goes away. Closing or cancelling the generator aborts the request. A reader slower than the
         engine gets several steps' deltas joined.
         """
-        reader = self.open([prompt_ids], params, None if request_id is None else [request_id])
+        reader = self.open([prompt_ids], params)
         try:
             finished = False
             while not finished:
@@ -104,25 +102,19 @@ class AsyncEngine:
         finally:
             reader.close()
 
-    def open(
-        self, prompts: Sequence[Collection[int]], params: SamplingParams, request_ids: list[str] | None = None
-    ) -> Reader:
+    def open(self, prompts: Sequence[Collection[int]], params: SamplingParams) -> Reader:
         """Make a request of each prompt, and read the outputs of all of them; each ends with a finished one.
 
-        Raises EngineError if the engine is not there, and RequestError if an id is in use. That a request cannot be
-        served, or that the engine has gone away, is raised where its outputs are read.
+        Raises EngineError if the engine is not there. That a request cannot be served, or that the engine has gone
+        away, is raised where its outputs are read.
         """
         self._check_open()
-        reader = Reader(request_ids or [uuid.uuid4().hex for _ in prompts], self._leave)
+        reader = Reader([uuid.uuid4().hex for _ in prompts], self._abort_all)
         if params.grammar is None:
             self._add(reader, prompts, params, None)
         else:
-            reader.opening = asyncio.create_task(self._add_bound(reader, prompts, params, params.grammar))
+            reader.opening = asyncio.create_task(self._add_compiled(reader, prompts, params, params.grammar))
         return reader
-
-    def abort(self, request_id: str) -> None:
-        """End a request within a step; its stream ends with the finish reason "abort". Unknown ids are ignored."""
-        self._submit([_Abort(request_id)])
 
     def stats(self) -> EngineStats:
         """Numbers read while the engine runs: each is right, together they may be a step apart."""
@@ -147,7 +139,7 @@ class AsyncEngine:
     @property
     def is_alive(self) -> bool:
         """Whether `generate` may be called."""
-        return self._core is not None and self._dead_reason is None and self._stop_at is None
+        return self._core is not None and self._dead_reason is None and not self._stopping
 
     @property
     def dead_reason(self) -> str | None:
@@ -163,13 +155,10 @@ class AsyncEngine:
         params: SamplingParams,
         grammar: CompiledGrammar | None,
     ) -> None:
-        for request_id in reader.request_ids:
-            if request_id in self._streams:
-                raise RequestError(f"A request with the id {request_id!r} is being served already.")
         self._streams |= {request_id: (reader, i) for i, request_id in enumerate(reader.request_ids)}
-        self._submit([_Add(*its, params, grammar) for its in zip(reader.request_ids, prompts, strict=True)])
+        self._submit([_Add(i, prompt, params, grammar) for i, prompt in zip(reader.request_ids, prompts, strict=True)])
 
-    async def _add_bound(
+    async def _add_compiled(
         self, reader: Reader, prompts: Sequence[Collection[int]], params: SamplingParams, grammar: Grammar
     ) -> None:
         try:
@@ -179,15 +168,15 @@ class AsyncEngine:
         except Exception as error:
             asyncio.get_running_loop().call_soon(reader.put, 0, error)
 
-    def _leave(self, reader: Reader) -> None:
-        # They stay there, and their ids taken, until the engine is done.
-        self._submit([_Abort(i) for i in reader.request_ids if self._streams.get(i, (None,))[0] is reader])
+    def _abort_all(self, reader: Reader) -> None:
+        """Abort a reader's unfinished requests. They stay in `_streams` until the engine thread is done with them."""
+        self._submit([_Abort(i) for i in reader.request_ids if i in self._streams])
 
     async def _compiled(self, grammar: Grammar) -> CompiledGrammar | None:
         if self._grammars is None:
             return None  # the core will say what that means
         work = asyncio.wrap_future(self._grammars.submit(grammar))
-        work.add_done_callback(lambda its: its.cancelled() or its.exception())  # perhaps nobody else looks at it
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs it as not retrieved
         await asyncio.wait({work}, timeout=COMPILE_SECONDS)  # which leaves it running when this request is cancelled
         if not work.done():
             raise RequestError(
@@ -201,7 +190,7 @@ class AsyncEngine:
     def _check_open(self) -> None:
         if self._dead_reason is not None:
             raise EngineError(self._dead_reason)
-        if self._stop_at is not None:
+        if self._stopping:
             raise EngineError("The engine is shutting down.")
         if self._core is None:
             raise EngineError("The engine has not been started.")
@@ -211,14 +200,15 @@ class AsyncEngine:
             self._inbox += jobs
             self._wakeup.notify()
 
-    def _deliver(self, news: list[_News]) -> None:
-        for request_id, item in news:
+    def _deliver(self, results: list[_Result]) -> None:
+        for request_id, item in results:
             reader, request = self._streams[request_id]
             if not isinstance(item, RequestOutput) or item.finished:
                 del self._streams[request_id]
             reader.put(request, item)
 
-    def _bury(self, reason: str) -> None:
+    def _finish_dead(self, reason: str) -> None:
+        """The thread has ended: fail what is open, and let `stop` return."""
         self._dead_reason = reason
         self._deliver([(request_id, EngineError(reason)) for request_id in list(self._streams)])
         if self._exited is not None and not self._exited.done():
@@ -230,14 +220,14 @@ class AsyncEngine:
         try:
             core = self._core_factory()
         except BaseException as error:
-            self._post(self._bury, f"The engine could not start: {error}")
+            self._post(self._finish_dead, f"The engine could not start: {error}")
             self._post(_settle, ready, error)
             return
         self._core = core
         self._post(_settle, ready, None)
         reason = "The engine has been stopped."
         try:
-            self._serve(core)
+            self._step_until_stopped(core)
         except BaseException as error:
             logger.exception("The engine thread has died")
             reason = f"The engine has died: {type(error).__name__}: {error}"
@@ -246,38 +236,38 @@ class AsyncEngine:
                 core.close()
             except Exception:
                 logger.exception("The executor could not be closed")
-            self._post(self._bury, reason)
+            self._post(self._finish_dead, reason)
 
-    def _serve(self, core: EngineCore) -> None:
-        news: list[_News] = []
+    def _step_until_stopped(self, core: EngineCore) -> None:
+        results: list[_Result] = []
         while True:
             busy = core.has_work()
             if not busy:
-                news = self._tell(news)
+                results = self._hand_over(results)
             if self._inbox or not busy:  # else there is nothing to wait for, and no need of the lock
                 with self._wakeup:
                     if not busy:
-                        self._wakeup.wait_for(lambda: self._inbox or self._stop_at is not None)
+                        self._wakeup.wait_for(lambda: self._inbox or self._stopping)
                     jobs, self._inbox = self._inbox, []
                 for job in jobs:
-                    news += self._do(core, job)
-            if self._stop_at is not None and (not core.has_work() or time.monotonic() >= self._stop_at):
+                    results += self._apply(core, job)
+            if self._stopping:
                 rest = [core.abort(request_id) for request_id in list(core.scheduler.requests)]
-                self._tell(news + [(output.request_id, output) for output in rest if output])
+                self._hand_over(results + [(output.request_id, output) for output in rest if output])
                 return
             plan = core.plan()
-            # The loop reads the last step's news while this thread computes the next; any earlier, both would want the
-            # interpreter at once, and this thread would wait.
-            self._tell(news)
-            news = [(output.request_id, output) for output in core.compute(plan)]
+            # The loop reads the last step's outputs while this thread computes the next; any earlier, both would want
+            # the interpreter at once, and this thread would wait.
+            self._hand_over(results)
+            results = [(output.request_id, output) for output in core.compute(plan)]
 
-    def _tell(self, news: list[_News]) -> list[_News]:
-        """Hand the news over; returns what is left of them: none."""
-        if news:
-            self._post(self._deliver, news)
+    def _hand_over(self, results: list[_Result]) -> list[_Result]:
+        """Give results to the event loop; returns what is left of them: none."""
+        if results:
+            self._post(self._deliver, results)
         return []
 
-    def _do(self, core: EngineCore, job: _Add | _Abort) -> list[_News]:
+    def _apply(self, core: EngineCore, job: _Add | _Abort) -> list[_Result]:
         if isinstance(job, _Abort):
             output = core.abort(job.request_id)
             return [(job.request_id, output)] if output else []
@@ -289,7 +279,7 @@ class AsyncEngine:
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # if the loop is closed, nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # if the loop is closed, nothing waits for it
             self._loop.call_soon_threadsafe(callback, *args)
 
 

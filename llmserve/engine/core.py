@@ -1,6 +1,6 @@
-"""One engine: a scheduler, an executor and the text of each sequence. It steps when it is told to.
+"""The engine core: a scheduler, an executor and the text of each sequence. It steps when it is told to.
 
-Not thread-safe: whoever built it steps it, adds to it and aborts in it. `async_engine.py` gives it a thread of its own.
+Not thread-safe: one thread builds it, steps it, adds to it and aborts in it. `async_engine.py` gives it that thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine holds now, and what it has done since it started.
+    """Figures of an engine: what it holds now, and what it has done since it started.
 
     Attributes:
         num_running, num_waiting: sequences.
@@ -98,7 +98,7 @@ class EngineCore:
         self.executor = executor
         self.scheduler = Scheduler(config, eos_token_ids)
         self._tokenizer = tokenizer
-        self._texts: dict[int, Detokenizer] = {}
+        self._detokenizers: dict[int, Detokenizer] = {}
         self._next_seq_id = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -139,7 +139,7 @@ class EngineCore:
                 stream = self._tokenizer.stream(
                     params.skip_special_tokens, shown=params.shown_token_ids, continues=True
                 )
-                self._texts[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
+                self._detokenizers[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request and free its pages now; return its last output, or None if the id is unknown."""
@@ -147,11 +147,11 @@ class EngineCore:
         return outputs[0] if outputs else None
 
     def step(self) -> list[RequestOutput]:
-        """Compute the next tokens of whoever is due. At most one output per request."""
+        """Compute the next tokens of the sequences that are due. At most one output per request."""
         return self.compute(self.plan())
 
     def plan(self) -> SchedulerOutput:
-        """Who is due. `compute` must follow, and nothing may come between that changes requests."""
+        """The sequences that are due. `compute` must follow; nothing may change the requests in between."""
         return self.scheduler.schedule()
 
     def compute(self, plan: SchedulerOutput) -> list[RequestOutput]:
@@ -159,7 +159,7 @@ class EngineCore:
         if not plan.scheduled:
             return []
         if plan.admitted:
-            _note_start(plan.admitted)
+            _note_first_computation(plan.admitted)
         sampled = self.executor.execute(plan)
         return self._emit(self.scheduler.update(plan, sampled))
 
@@ -188,34 +188,34 @@ class EngineCore:
         return [
             RequestOutput(
                 request_id=request.request_id,
-                deltas=tuple(its),
+                deltas=tuple(own),
                 num_prompt_tokens=len(request.prompt_ids),
                 num_cached_tokens=request.sequences[0].num_cached_tokens,
                 finished=request.finished,
                 scheduled_at=request.scheduled_at,
             )
-            for request, its in deltas.items()
+            for request, own in deltas.items()
         ]
 
     def _delta(self, sequence: Sequence, result: SampledToken | Pooled | Scored | None) -> ChoiceDelta:
-        text, words = "", self._texts.get(sequence.seq_id)
+        text, detokenizer = "", self._detokenizers.get(sequence.seq_id)
         token = result if isinstance(result, SampledToken) else None
         token_ids = (token.token_id, *token.forced) if token is not None else ()
-        if words is not None:
+        if detokenizer is not None:
             # A token that stops is not part of the text.
             for i, token_id in enumerate(token_ids[:-1] if sequence.finish_reason == "stop" else token_ids):
-                text += words.push(token_id)
-                if words.stop is not None:
+                text += detokenizer.push(token_id)
+                if detokenizer.stop is not None:
                     token_ids = token_ids[: i + 1]
-                    self.scheduler.finish(sequence, "stop", words.stop)
+                    self.scheduler.finish(sequence, "stop", detokenizer.stop)
                     break
             if sequence.finish_reason is not None:
-                text += words.flush()
-            if words.stop is not None and sequence.finish_reason == "length":
-                self.scheduler.finish(sequence, "stop", words.stop)
+                text += detokenizer.flush()
+            if detokenizer.stop is not None and sequence.finish_reason == "length":
+                self.scheduler.finish(sequence, "stop", detokenizer.stop)
         if sequence.finish_reason is not None:
             self._finished[sequence.finish_reason] += 1
-            self._texts.pop(sequence.seq_id, None)
+            self._detokenizers.pop(sequence.seq_id, None)
         self._num_generated_tokens += len(token_ids)
         return ChoiceDelta(
             index=sequence.index,
@@ -230,7 +230,7 @@ class EngineCore:
         )
 
 
-def _note_start(admitted: Iterable[Sequence]) -> None:
+def _note_first_computation(admitted: Iterable[Sequence]) -> None:
     """A request's waiting is over when any of its sequences is first computed."""
     now = time.monotonic()
     for sequence in admitted:

@@ -1,7 +1,6 @@
-"""Token ids → text, piece by piece, cut where a stop string begins.
+"""Detokenization: token ids to text, piece by piece, cut where a stop string begins.
 
-One `Detokenizer` per sequence. What the tokens spell is the tokenizer's business; whether a token id ends a sequence
-is the scheduler's.
+One `Detokenizer` per sequence. The tokenizer knows what tokens spell; the scheduler knows which tokens end a sequence.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ class TextStream(Protocol):
         ...
 
     def flush(self) -> str:
-        """What is left at the end."""
+        """The rest of the text, at the end."""
         ...
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer."""
+    """The part of a tokenizer that the engine needs."""
 
     def stream(self, skip_special_tokens: bool, *, shown: Collection[int], continues: bool) -> TextStream:
         """`shown`: special tokens that are not skipped; `continues`: the tokens follow others, so a space that they
@@ -61,7 +60,7 @@ class Detokenizer:
         return self._filter(text) if self._stops and text else text
 
     def flush(self) -> str:
-        """What was held back, at the end. '' if a stop string was found."""
+        """The text that was held back, at the end. '' if a stop string was found."""
         if self.stop is not None:
             return ""
         rest = self._stream.flush()
@@ -82,5 +81,5 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
+    """The number of characters at the end of `text` that may be the beginning of `stop`."""
     return next((k for k in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-k:])), 0)

@@ -1,4 +1,4 @@
-"""A compiled model and its limits become an engine core: how much memory goes to pages is decided here."""
+"""The making of an engine core from a compiled model and limits; it decides how much memory goes to pages."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def choose_num_pages(model: CompiledModel, config: EngineConfig) -> int:
 
 
 def _budget(model: CompiledModel) -> int:
-    """Bytes for pages where nobody said how many."""
+    """Bytes for pages where the settings do not say."""
     device = detect.usable(model.interface.device)
     if model.interface.device != "cpu" and device and not device.software and device.free is not None:
         weights = (model.params / PARAMS_FILE).stat().st_size
         return max(0, int((device.free - weights) * _SHARE_OF_GPU_MEMORY))
-    # A CPU, or a device that shares its memory or does not tell of its own.
+    # A CPU, or a device that shares its memory or does not report its own.
     host = detect.usable("cpu")
     free = (host.free or host.memory) if host else None
     return int((free or _UNKNOWN_MEMORY) * _SHARE_OF_FREE_MEMORY)

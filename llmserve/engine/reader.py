@@ -1,7 +1,7 @@
-"""What the engine has said to one reader and the reader has not taken yet. Lives on the event loop, as its reader does.
+"""The outputs of requests on their way to one reader: kept until it takes them. Lives on the event loop.
 
 It is the one stop of a token between the engine's thread and the task that writes it out: no queue, no task and no lock
-of its own, one timer for all the waiting, set anew only when it has gone off, and a bell that wakes the task at once.
+of its own, one timer for all deadlines, set anew only when it has fired, and a waker that runs the task at once.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from .plan.outputs import RequestOutput, fold
 
 MAX_UNREAD = 64  # outputs of a request, kept apart for a slow reader before they are folded into one
 
-News = list[tuple[int, RequestOutput]]  # which request, by its place, and what is said of it
+Outputs = list[tuple[int, RequestOutput]]
+"""An output, with its request's place among the reader's."""
 
 
 class Reader:
-    """Takes the outputs of one or several requests in the order they come; a slow one gets a request's joined.
+    """The outputs of one or several requests in the order in which they come; a slow reader gets a request's joined.
 
     To be closed, which aborts the requests that have not ended.
 
     Attributes:
-        opening: what makes the requests, where that takes time.
+        opening: the task that makes the requests, where that takes time.
     """
 
-    def __init__(self, request_ids: list[str], leave: Callable[[Reader], None]) -> None:
-        """`leave` is called when the reader is closed."""
+    def __init__(self, request_ids: list[str], on_close: Callable[[Reader], None]) -> None:
         self.request_ids = request_ids
         self.opening: asyncio.Task[None] | None = None
-        self._leave = leave
+        self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._unread: News = []
+        self._unread: Outputs = []
         self._error: Exception | None = None
         self._closed = False
-        self._bell = _Bell(self._loop)
+        self._waker = _Waker(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
 
-    async def get(self, deadline: float | None = None) -> News:
-        """What is new, at least one output; or nothing, when nothing has come by `deadline`, in the loop's seconds.
+    async def get(self, deadline: float | None = None) -> Outputs:
+        """New outputs, at least one; or none, when none has come by `deadline`, in the loop's seconds.
 
         Deadlines of one reader never go back. Raises the first error of any request, after what came before it.
         """
@@ -50,10 +50,10 @@ class Reader:
                 self._deadline = deadline
                 if self._timer is None:
                     self._timer = self._loop.call_at(deadline, self._is_late)
-            await self._bell
+            await self._waker
         if self._unread:
-            news, self._unread = self._unread, []
-            return news if len(news) == 1 else _joined(news)
+            outputs, self._unread = self._unread, []
+            return outputs if len(outputs) == 1 else _joined(outputs)
         if self._error is not None:
             raise self._error
         return []
@@ -68,7 +68,7 @@ class Reader:
                 self._unread = _joined(self._unread)
         elif self._error is None:
             self._error = item
-        self._bell.ring()
+        self._waker.wake()
 
     def close(self) -> None:
         """Keep nothing more, and have what is left of the requests aborted."""
@@ -79,7 +79,7 @@ class Reader:
                 self.opening.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            self._leave(self)
+            self._on_close(self)
 
     def _is_late(self) -> None:
         """Wake the reader, or sleep on: the deadline has moved whenever something had come."""
@@ -87,46 +87,46 @@ class Reader:
             self._timer = self._loop.call_at(self._deadline, self._is_late)
         else:
             self._timer = None
-            self._bell.ring()
+            self._waker.wake()
 
 
-class _Bell:
+class _Waker:
     """Wakes the one task that awaits it.
 
     To the task it is a future, as `asyncio.isfuture` tells them. Asyncio's own, when they are done, have the loop queue
     what awaits them for its next turn, with a look at every socket between; this one runs the task on the spot, and can
-    be awaited again and again. It must be rung from outside of tasks, since one cannot run within another.
+    be awaited again and again. It must be called from outside of tasks, since one cannot run within another.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._asyncio_future_blocking = False
-        self._wake: Callable[[_Bell], object] | None = None
+        self._resume: Callable[[_Waker], object] | None = None
         self._context: Context | None = None
         self._cancelled = False
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Run the task until it waits again. Nothing happens where none waits."""
-        wake, self._wake = self._wake, None
-        if wake is not None:
+        resume, self._resume = self._resume, None
+        if resume is not None:
             assert self._context is not None
-            self._context.run(wake, self)
+            self._context.run(resume, self)
 
-    # What a task asks of a future
+    # The protocol of a future, as a task uses it
 
     def __await__(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True  # says that it is a future, and awaited
         yield self
 
-    def add_done_callback(self, wake: Callable[[_Bell], object], *, context: Context) -> None:
-        self._wake, self._context = wake, context
+    def add_done_callback(self, resume: Callable[[_Waker], object], *, context: Context) -> None:
+        self._resume, self._context = resume, context
 
     def cancel(self, msg: object = None) -> bool:
-        wake, self._wake = self._wake, None
-        if wake is None:
+        resume, self._resume = self._resume, None
+        if resume is None:
             return False
         self._cancelled = True
-        self._loop.call_soon(wake, self, context=self._context)
+        self._loop.call_soon(resume, self, context=self._context)
         return True
 
     def result(self) -> None:
@@ -135,9 +135,9 @@ class _Bell:
             raise asyncio.CancelledError
 
 
-def _joined(news: News) -> News:
-    """One output for each request, in the order of first news."""
+def _joined(outputs: Outputs) -> Outputs:
+    """One output for each request, in the order of their first."""
     by_request: dict[int, list[RequestOutput]] = {}
-    for request, output in news:
+    for request, output in outputs:
         by_request.setdefault(request, []).append(output)
-    return [(request, fold(outputs)) for request, outputs in by_request.items()]
+    return [(request, fold(several)) for request, several in by_request.items()]

@@ -1,15 +1,16 @@
-"""How much a chat template may do: turns, seconds, and the sizes of the texts and containers that it makes.
+"""Limits of a chat template's work: turns, seconds, and the sizes of the texts and containers that it makes.
 
-`sandbox.py` asks these questions wherever a template can make something. Jinja's immutable sandbox keeps a template
-from changing a list, but not from putting one into the next twice, sixty times over: a container is therefore weighed
-when it is made, with all that is in it as often as it is in it, and so none exists that would be too long to print.
+`sandbox.py` calls these checks wherever a template can make something. Jinja's immutable sandbox keeps a template from
+changing a list, but not from putting one into the next twice, sixty times over: a container is therefore weighed when
+it is made, with all that is in it as often as it is in it, and so none exists that would be too long to print.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ MAX_WORDS = 1 << 22  # characters of a text that is taken apart at every blank o
 
 @dataclass(slots=True)
 class Budget:
-    """What one rendering has left."""
+    """The rest of one rendering's allowance."""
 
     steps: int = field(default_factory=lambda: MAX_STEPS)
     chars: int = field(default_factory=lambda: MAX_WORK)
@@ -39,18 +40,18 @@ class Budget:
 _budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
-class budget:
-    """A fresh budget for the block; the work in it must stay in one thread."""
+@contextmanager
+def fresh_budget() -> Iterator[None]:
+    """A new budget for the block; the work in it must stay in one thread."""
+    token = _budget.set(Budget())
+    try:
+        yield
+    finally:
+        _budget.reset(token)
 
-    def __enter__(self) -> None:
-        self._token = _budget.set(Budget())
 
-    def __exit__(self, *_: object) -> None:
-        _budget.reset(self._token)
-
-
-def step() -> None:
-    """One more turn."""
+def count_step() -> None:
+    """Count one more turn of a loop, or call of a macro or block."""
     left = _budget.get()
     if left is not None:
         left.steps -= 1
@@ -64,7 +65,7 @@ def check_time(left: Budget | None) -> None:
         raise SecurityError(f"the template takes more than {MAX_SECONDS:g} seconds")
 
 
-def made(value: Any) -> Any:
+def check_result(value: Any) -> Any:
     """Check what an operation, a filter or a function has made, and hand it on."""
     left = _budget.get()
     if isinstance(value, str):
@@ -111,7 +112,7 @@ def _contents(value: object) -> Iterable[object]:
     return value if isinstance(value, (list, tuple)) else ()
 
 
-def assigned(value: Any) -> Any:
+def check_assigned(value: Any) -> Any:
     """Check what becomes an attribute of a namespace."""
     weigh((value,))
     return value

@@ -1,8 +1,8 @@
-"""A checkpoint's chat template: messages in, the prompt's text out.
+"""The chat template of a checkpoint: messages in, the prompt's text out.
 
 The template is the checkpoint's own Jinja, given the variables that transformers gives it. What OpenAI's clients send
 and what templates expect differ in small ways (a list of content parts, the developer role, tool arguments as a JSON
-string); those are put right here. A checkpoint without a template is never given another model's.
+string); those are adapted here. A checkpoint without a template is never given another model's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import CheckpointError, RequestError
 from .sandbox import compile_template, render
 from .tokenizer import read_json
 
-Message = Mapping[str, Any]
+TemplateMessage = Mapping[str, Any]
 
 _PROBE = "probe7Q3z"
 _END_MARK = "end7Q3z"
@@ -81,7 +81,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[TemplateMessage],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
@@ -111,7 +111,7 @@ class ChatTemplate:
         taken = _OWN_VARIABLES.union(self._special_tokens).intersection(variables or {})
         if taken:
             raise RequestError(f"{min(taken)!r} is not the request's to set.", param="chat_template_kwargs")
-        wanted = [self._as_template_wants(i, message) for i, message in enumerate(messages)]
+        wanted = [self._adapted(i, message) for i, message in enumerate(messages)]
         if continue_final_message:
             _mark_end(wanted)
         try:
@@ -157,7 +157,7 @@ class ChatTemplate:
                     return True
         return False
 
-    def _as_template_wants(self, index: int, message: Message) -> dict[str, Any]:
+    def _adapted(self, index: int, message: TemplateMessage) -> dict[str, Any]:
         wanted = dict(message)
         if wanted.get("role") == "developer" and not self.knows_developer:
             wanted["role"] = "system"

@@ -1,7 +1,7 @@
-"""Fill in the middle: a prompt for what stands between a prefix and a suffix, where the tokenizer has tokens for that.
+"""Fill in the middle: a prompt for the text between a prefix and a suffix, where the tokenizer has tokens for that.
 
-Which tokens, and in which order, is told by which of them there are: they are the models' own (Bavarian et al. 2022 has
-the idea, and both orders).
+The tokens that a vocabulary has tell which of the known formats is the model's (Bavarian et al. 2022 has the idea, and
+both orders).
 """
 
 from __future__ import annotations

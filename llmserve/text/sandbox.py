@@ -1,4 +1,4 @@
-"""Jinja as chat templates are written for it, with a bound on work and memory.
+"""The sandbox of chat templates: Jinja as they are written for it, with a bound on work and memory.
 
 A template comes out of a checkpoint that someone else made, and meets text that someone else sent. It gets Jinja's
 immutable sandbox with the filters and functions that transformers gives, and the limits of `bounds.py`: at each place
@@ -42,24 +42,24 @@ class _Bounds(jinja2.ext.Extension):
         if isinstance(node, nodes.Concat):
             return self.call_method("join", node.nodes)
         if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.NSRef):
-            node.node = self.call_method("assigned", [node.node])  # type: ignore[list-item]
+            node.node = self.call_method("check_assigned", [node.node])  # type: ignore[list-item]
         # A target of an assignment is a tuple too; arguments beyond a macro's own become one.
         literal = isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
         rest = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
-        return self.call_method("made", [node]) if literal or rest else node
+        return self.call_method("check_result", [node]) if literal or rest else node
 
     def count(self) -> None:
-        bounds.step()
+        bounds.count_step()
 
-    def made(self, value: Any) -> Any:
-        return bounds.made(value)
+    def check_result(self, value: Any) -> Any:
+        return bounds.check_result(value)
 
-    def assigned(self, value: Any) -> Any:
-        return bounds.assigned(value)
+    def check_assigned(self, value: Any) -> Any:
+        return bounds.check_assigned(value)
 
     def join(self, *values: object) -> str:
         bounds.weigh(values)
-        return str(bounds.made("".join(map(str, values))))
+        return str(bounds.check_result("".join(map(str, values))))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -76,13 +76,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             bounds.check_power(left, right)
         elif operator == "%" and isinstance(left, str):
             bounds.check_format(left, right)
-        return bounds.made(super().call_binop(context, operator, left, right))
+        return bounds.check_result(super().call_binop(context, operator, left, right))
 
     def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str) and (check := _METHOD_CHECKS.get(function.__name__)):
             check(owner, *args, **kwargs)
-        return bounds.made(super().call(context, function, *args, **kwargs))
+        return bounds.check_result(super().call(context, function, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         owner = getattr(value, "__self__", None)
@@ -103,7 +103,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         for part in parts:
             bounds.check_size(size := size + len(part))
             kept.append(part)
-        return str(bounds.made("".join(kept)))
+        return str(bounds.check_result("".join(kept)))
 
 
 def _swap(node: nodes.Node, swapped: Callable[[Any], Any]) -> None:
@@ -154,7 +154,7 @@ def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
             args = (*args[:marked], list(args[marked]), *args[marked + 1 :])  # a generator has no size
         if check is not None:
             check(*args[marked:], **kwargs)
-        return bounds.made(run(*args, **kwargs))
+        return bounds.check_result(run(*args, **kwargs))
 
     return checked
 
@@ -214,5 +214,5 @@ def compile_template(source: str) -> jinja2.Template:
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     """The template's text. Raises whatever the template's code raises; SecurityError when it passes a bound."""
-    with bounds.budget():
+    with bounds.fresh_budget():
         return _Environment.concat(template.generate(variables))

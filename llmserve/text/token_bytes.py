@@ -1,4 +1,4 @@
-"""Which bytes a token stands for, read off a tokenizer.json's decoder.
+"""The bytes that each token stands for, from the decoder of a tokenizer.json.
 
 Byte-level BPE (GPT-2, Llama 3, Qwen) and sentencepiece exports (Llama 2, Mistral, Gemma) spell each token the same
 way wherever it stands, so text can be put together from bytes, one token at a time. A decoder that is neither (say
@@ -28,7 +28,7 @@ _BYTES = dict.fromkeys(range(256), "\u0100") | {ord(c): chr(b) for c, b in _byte
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How tokens become bytes: `spell` takes a token's vocabulary string; `strip` leading spaces open no text."""
+    """The way from tokens to bytes: `spell` takes a token's vocabulary string; `strip` leading spaces open no text."""
 
     spell: Callable[[str], bytes]
     strip: int = 0

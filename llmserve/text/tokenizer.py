@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer: text to token ids and back, whole or token by token.
+"""The tokenizer of a checkpoint: text to token ids and back, whole or token by token.
 
 The `tokenizers` package does the encoding, from tokenizer.json; the side files say which tokens begin and end a text.
-Decoding is ours: `decode` is the stream's pieces joined, so what was streamed and what is returned whole are one text.
+Decoding is ours: `decode` joins the pieces of the stream, so streamed and whole text are the same.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class TokenStream:
         raise NotImplementedError
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The text that was held back, at the end."""
         raise NotImplementedError
 
 

@@ -12,14 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from llmserve.api.base.chunks import ChunkReply
-from llmserve.api.base.generation import Event, Usage
+from llmserve.api.base.generation import Event, TokenUsage
 from llmserve.api.base.protocol import CompletionRequest
 from llmserve.api.edge.metrics import Tally
 from llmserve.api.edge.middleware import Sender
 from llmserve.api.endpoints.chat import ChatReply
-from llmserve.api.endpoints.completions import Prompt, TextReply
+from llmserve.api.endpoints.completions import CompletionPrompt, TextReply
 from llmserve.engine import SamplingParams, TokenLogprob
-from llmserve.text.parsers.base import Reasoning, Text
+from llmserve.text.parsers.base import ReasoningPart, TextPart
 
 from .server import Executor, build
 
@@ -32,34 +32,34 @@ def chat() -> ChunkReply:
 
 def completion() -> ChunkReply:
     body = CompletionRequest(model='named "\0" by a client', prompt="x")
-    return TextReply(build(Executor())[2], body, [Prompt([1]), Prompt([2])], SamplingParams())
+    return TextReply(build(Executor())[2], body, [CompletionPrompt([1]), CompletionPrompt([2])], SamplingParams())
 
 
 @pytest.mark.parametrize("made", [chat, completion])
 def test_words_are_written_as_they_would_be_at_length(made: Callable[[], ChunkReply]) -> None:
-    reply, usage = made(), Usage(1)
+    reply, usage = made(), TokenUsage(1)
     for index, text in itertools.product((0, 1), ODD):
-        event = Event(index, [Text(text)])
-        assert event.words == text
+        event = Event(index, [TextPart(text)])
+        assert event.plain_text == text
         written = reply.write(event, usage)
         [piece] = reply.pieces(event)
         assert written == reply._chunk(piece) and written.isascii()
         assert written.startswith(b"data: {") and written.endswith(b"}\n\n") and written.count(b"\n") == 2
-        assert json.loads(written[6:])["choices"] == [piece] == [reply.said(index, text)]
+        assert json.loads(written[6:])["choices"] == [piece] == [reply.text_choice(index, text)]
 
 
 def test_events_with_more_than_words_are_not_taken_for_words() -> None:
-    words, score = [Text("a")], (TokenLogprob(1, -0.5),)
+    words, score = [TextPart("a")], (TokenLogprob(1, -0.5),)
     for event in (
         Event(0),
-        Event(0, [Text("a"), Text("b")]),
-        Event(0, [Reasoning("a")]),
+        Event(0, [TextPart("a"), TextPart("b")]),
+        Event(0, [ReasoningPart("a")]),
         Event(0, words, logprobs=score),
         Event(0, words, prompt_logprobs=score),
         Event(0, words, finish_reason="stop"),
     ):
-        assert event.words is None, event
-    last = chat().write(Event(0, words, finish_reason="length"), Usage(1))
+        assert event.plain_text is None, event
+    last = chat().write(Event(0, words, finish_reason="length"), TokenUsage(1))
     chunks = [json.loads(chunk[6:])["choices"][0] for chunk in last.decode().split("\n\n")[:-1]]
     assert [chunk["delta"] for chunk in chunks] == [{"content": "a"}, {}]
     assert [chunk["finish_reason"] for chunk in chunks] == [None, "length"]

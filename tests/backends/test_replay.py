@@ -14,7 +14,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.runtime.vm import VirtualMachine
 
-from llmserve.backends.replay import PATIENCE, RECORDINGS, Replayed, _Recording
+from llmserve.backends.replay import CALLS_BEFORE_RECORDING, MAX_RECORDINGS, Replayed, _Recording
 from llmserve.compile.host import link
 from llmserve.compile.pipeline import compile_module
 from llmserve.kernels.cpu.elementwise import made_rows
@@ -100,7 +100,7 @@ def test_the_same_bits_as_the_machine(program: Program, arguments: Callable[[int
     replayed, machine = program.replayed(), program.machine["main"]
     for rows in (1, 7, 1):
         given = arguments(rows)
-        for seed in range(PATIENCE + 3):
+        for seed in range(CALLS_BEFORE_RECORDING + 3):
             given.fill(seed)
             assert replayed(*given.tensors).same_as(given.tensors[2])
             found = given.out.copy()
@@ -116,7 +116,7 @@ def test_those_that_take_turns_each_have_their_own(
     replayed = program.replayed()
     several = [arguments(1 + i) for i in range(3)]
     for given in several:
-        for _ in range(PATIENCE):
+        for _ in range(CALLS_BEFORE_RECORDING):
             replayed(*given.tensors)
     for seed in range(2):
         for given in several:
@@ -132,15 +132,15 @@ def test_few_are_kept_and_only_of_what_comes_in_a_row(
     program: Program, arguments: Callable[[int], Arguments], calls: list[bool]
 ):
     replayed = program.replayed()
-    several = [arguments(1 + i) for i in range(RECORDINGS + 1)]
-    for _ in range(PATIENCE):
+    several = [arguments(1 + i) for i in range(MAX_RECORDINGS + 1)]
+    for _ in range(CALLS_BEFORE_RECORDING):
         for given in several:
             replayed(*given.tensors)
     assert not replayed._recordings
     for given in several:
-        for _ in range(PATIENCE + 1):
+        for _ in range(CALLS_BEFORE_RECORDING + 1):
             replayed(*given.tensors)
-    assert len(replayed._recordings) == RECORDINGS and len(calls) == len(several)
+    assert len(replayed._recordings) == MAX_RECORDINGS and len(calls) == len(several)
     replayed(*several[1].tensors)
     assert len(calls) == len(several) + 1
     replayed(*several[0].tensors)
@@ -154,13 +154,13 @@ def test_recordings_that_work_in_much_memory_are_fewer(
 
     def record(rows: int) -> _Recording:
         given = arguments(rows)
-        for _ in range(PATIENCE):
+        for _ in range(CALLS_BEFORE_RECORDING):
             replayed(*given.tensors)
         return replayed._recordings[tuple(map(id, given.tensors))]
 
     first, second = record(3), record(4)
     assert 0 < first.nbytes < second.nbytes and len(replayed._recordings) == 2
-    monkeypatch.setattr("llmserve.backends.replay.ROOM", second.nbytes - 1)
+    monkeypatch.setattr("llmserve.backends.replay.MAX_WORKSPACE_BYTES", second.nbytes - 1)
     third = record(5)  # which has no room either, but is in use
     assert list(replayed._recordings.values()) == [third]
 
@@ -168,7 +168,7 @@ def test_recordings_that_work_in_much_memory_are_fewer(
 def test_what_returns_new_memory_stays_with_the_machine(program: Program, arguments: Callable[[int], Arguments]):
     replayed, given = program.replayed("fresh"), arguments(3)
     given.fill(0)
-    results = [replayed(*given.tensors[:2]) for _ in range(PATIENCE + 2)]
+    results = [replayed(*given.tensors[:2]) for _ in range(CALLS_BEFORE_RECORDING + 2)]
     assert not replayed._recordings
     assert len({r.data_ptr() for r in results}) == len(results)
     np.testing.assert_array_equal(results[0].numpy(), results[-1].numpy())
@@ -177,7 +177,7 @@ def test_what_returns_new_memory_stays_with_the_machine(program: Program, argume
 def test_the_machine_says_what_is_wrong(program: Program, arguments: Callable[[int], Arguments]):
     replayed = program.replayed()
     wrong = (arguments(3).tensors[0], *arguments(2).tensors[1:])
-    for _ in range(PATIENCE + 1):
+    for _ in range(CALLS_BEFORE_RECORDING + 1):
         with pytest.raises((ValueError, RuntimeError), match="shape"):
             replayed(*wrong)
     given = arguments(2)

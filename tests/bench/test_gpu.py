@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import cases, oracles, prepare, report, run
-from llmserve.engine.run.choices import Choices, choose_in_numpy
+from llmserve.engine.run.choices import ChoiceArguments, choose_in_numpy
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
 from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import ALL_FORMATS
@@ -88,7 +88,7 @@ def test_a_wrong_kernel_is_told_from_a_right_one() -> None:
 def test_another_token_is_told_from_the_right_one() -> None:
     def choose(shift: int) -> oracles.Call:
         def call(logits: np.ndarray, *arrays: np.ndarray) -> None:
-            arrays[5][...] = choose_in_numpy(logits, Choices(*arrays[:5]))
+            arrays[5][...] = choose_in_numpy(logits, ChoiceArguments(*arrays[:5]))
             arrays[5][:, 0] += shift
 
         return call

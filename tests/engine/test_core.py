@@ -128,7 +128,7 @@ def test_refusals_leave_nothing_behind(
     core = make_core()
     with pytest.raises(error, match=words):
         core.add_request("a", prompt, greedy(**params))
-    assert not core.has_work() and not core.scheduler.requests and not core._texts
+    assert not core.has_work() and not core.scheduler.requests and not core._detokenizers
     assert core.stats().num_prompt_tokens == 0
 
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import pytest
 
 from llmserve.engine import ChoiceDelta, RequestOutput
-from llmserve.engine.reader import MAX_UNREAD, News, Reader
+from llmserve.engine.reader import MAX_UNREAD, Outputs, Reader
 from llmserve.errors import EngineError, RequestError
 
 
@@ -17,8 +17,8 @@ def output(token: int, finished: bool = False) -> RequestOutput:
     return RequestOutput("", (ChoiceDelta(0, (token,), chr(97 + token % 26)),), 3, 0, finished)
 
 
-def tokens(news: News) -> list[tuple[int, tuple[int, ...]]]:
-    return [(request, its.deltas[0].token_ids) for request, its in news]
+def tokens(outputs: Outputs) -> list[tuple[int, tuple[int, ...]]]:
+    return [(request, its.deltas[0].token_ids) for request, its in outputs]
 
 
 def on_loop(test: Callable[[Reader, list[Reader]], Awaitable[None]], requests: int = 2) -> None:
@@ -48,8 +48,8 @@ def test_little_is_kept_for_a_slow_reader_and_nothing_lost() -> None:
         for i in range(1000):
             reader.put(i % 3 % 2, output(i))
             assert len(reader._unread) <= 2 * MAX_UNREAD
-        news = dict(tokens(await reader.get()))
-        assert news == {r: tuple(i for i in range(1000) if i % 3 % 2 == r) for r in (0, 1)}
+        outputs = dict(tokens(await reader.get()))
+        assert outputs == {r: tuple(i for i in range(1000) if i % 3 % 2 == r) for r in (0, 1)}
 
     on_loop(test)
 

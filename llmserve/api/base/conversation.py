@@ -1,10 +1,7 @@
-"""A chat, from whichever endpoint: to a prompt, to what sampling must be told, and to the parser of the answer.
+"""Conversations, from whichever endpoint: a chat becomes a prompt, sampling parameters, and the parser of its answer.
 
-Endpoints translate what they are sent into a `Conversation`, in chat completions' words, and hand what `prepare` makes
-of it to `generation.respond`:
-
-    chat = await prepare(request, serving, Conversation(messages, Tools.of(tools, tool_choice, parallel)), params)
-    return await respond(request, serving, reply, [chat.ids], chat.params, stream=stream, parser=chat.parser)
+Endpoints translate their bodies into a `ChatRequest` and answer it by `answer_chat`, which makes a `Conversation` of
+it, has `prepare` render and tokenize that, and hands the result to `generation.respond`.
 """
 
 from __future__ import annotations
@@ -15,21 +12,23 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request
+from starlette.responses import Response
 
 from ...engine import SamplingParams
 from ...errors import RequestError
 from ...text.parsers.base import OutputParser
 from ...text.parsers.reasoning import ReasoningParser, Tags
 from ..edge.streaming import unless_gone
-from .enforced import Thought, whole_grammar
-from .generation import ParserFactory
+from .answer_grammar import Thought, answer_grammar
+from .generation import ParserFactory, Reply, respond
+from .protocol import ChatRequest
 from .state import Serving
 from .tools import Tools
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What the chat template is given. `variables` are further names for it, such as `enable_thinking`."""
+    """The input of a chat template. `variables` are further names for it, such as `enable_thinking`."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Tools = field(default_factory=Tools)
@@ -65,7 +64,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedChat:
     """A conversation, ready to be answered: the prompt's tokens, and what reads the answer."""
 
     ids: list[int]
@@ -75,7 +74,7 @@ class Prepared:
 
 async def prepare(
     request: Request, serving: Serving, conversation: Conversation, params: SamplingParams, param: str = "messages"
-) -> Prepared:
+) -> PreparedChat:
     """Render and tokenize, beside the event loop. `param` is what the messages are called in errors.
 
     Raises RequestError for what the template, the context or the tools' format does not allow.
@@ -99,8 +98,38 @@ async def prepare(
         parser = partial(_reasoning, tags, parser, thought == "begun")
         shown += [tags.start, tags.end]
     special = serving.tokenizer.special_among(shown)
-    grammar = whole_grammar(serving, tools, thought, params.grammar)
-    return Prepared(ids, replace(params, shown_token_ids=special, grammar=grammar), parser)
+    grammar = answer_grammar(serving, tools, thought, params.grammar)
+    return PreparedChat(ids, replace(params, shown_token_ids=special, grammar=grammar), parser)
+
+
+def conversation_of(body: ChatRequest) -> Conversation:
+    """A chat's body as the template takes it. Raises RequestError for tools that cannot be offered."""
+    return Conversation(
+        [message.model_dump(exclude_unset=True) for message in body.messages],
+        Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
+        body.documents,
+        body.template_variables(),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+    )
+
+
+def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
+    """The tokens of a chat's prompt. Takes time with long ones."""
+    return conversation_of(body).prompt(serving)[1]
+
+
+async def answer_chat(
+    body: ChatRequest, request: Request, serving: Serving, reply: Reply, param: str = "messages"
+) -> Response:
+    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats.
+
+    `param` is what the endpoint's clients call the messages.
+    """
+    body.check_supported()
+    params = body.sampling(serving.model.sampling_defaults)
+    chat = await prepare(request, serving, conversation_of(body), params, param)
+    return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
 
 
 def _reasoning(tags: Tags, rest: ParserFactory, opened: bool) -> OutputParser:

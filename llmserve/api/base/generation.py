@@ -1,4 +1,4 @@
-"""From prompts to answers: the engine's news, told apart by a parser, as one sequence of events for every endpoint.
+"""Generation: prompts in, answers out, as one sequence of events for every endpoint.
 
 An endpoint is a `Reply`, which writes events down in its own shape: streamed event by event, or folded into one body
 (`Reply.whole`). `respond` brings both together with disconnects, errors and usage, and is the one way from tokens to
@@ -27,19 +27,19 @@ from starlette.responses import Response
 
 from ...engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
 from ...errors import EngineError, LLMServeError
-from ...text.parsers.base import OutputParser, ParsedOutput, Part, Text, ToolCallBegin, fold_parts
+from ...text.parsers.base import OutputParser, ParsedOutput, Part, TextPart, ToolCallBegin, fold_parts
 from ...text.tokenizer import Tokenizer
-from ..edge.streaming import EventStream, Json, unless_gone
+from ..edge.streaming import AsciiJson, EventStream, unless_gone
 from .state import Serving
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+AnswerFinishReason = Literal["stop", "length", "tool_calls"]
 ParserFactory = Callable[[], OutputParser]
 
 
 @dataclass(slots=True)
-class Usage:
+class TokenUsage:
     """Tokens of a request so far. Cached ones are among the prompt's, those of reasoning among the completion's."""
 
     prompt_tokens: int
@@ -62,15 +62,15 @@ class Usage:
 class Event:
     """News of one choice. Choices are counted over all prompts: prompt × n + choice.
 
-    An event without parts, logprobs and reason is a sign of life (`is_silent`), and otherwise left out. A choice's
-    last event has its finish reason, and perhaps its last parts. Where a prompt is scored, its choice 0 brings the
-    `prompt_logprobs` with its first event, before any other choice's.
+    An event without parts, logprobs and reason (`is_silent`) only keeps the connection alive; else it is left out. A
+    choice's last event has its finish reason, and perhaps its last parts. Where a prompt is scored, its choice 0 brings
+    the `prompt_logprobs` with its first event, before any other choice's.
     """
 
     choice: int
     parts: Sequence[Part] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerFinishReason | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
@@ -79,12 +79,12 @@ class Event:
         return not self.parts and not self.logprobs and self.prompt_logprobs is None and self.finish_reason is None
 
     @property
-    def words(self) -> str | None:
+    def plain_text(self) -> str | None:
         """The text of an event that has nothing beside it, as most have; None for any other."""
         if len(self.parts) != 1 or self.finish_reason is not None or self.logprobs is not None:
             return None
         part = self.parts[0]
-        return part.text if isinstance(part, Text) and self.prompt_logprobs is None else None
+        return part.text if isinstance(part, TextPart) and self.prompt_logprobs is None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +97,33 @@ class Answer:
     output: ParsedOutput
     parts: tuple[Part, ...]
     logprobs: tuple[TokenLogprob, ...] | None
-    finish_reason: FinishReason
+    finish_reason: AnswerFinishReason
     stop_reason: str | int | None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Reply(ABC):
-    """How one endpoint writes its answers down."""
+    """The shape of one endpoint's answers."""
 
     @abstractmethod
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
         """The body of an answer that is not streamed, from its choices in order."""
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: TokenUsage) -> bytes:
         """The server-sent events that stand before those of the first event."""
         return b""
 
     @abstractmethod
-    def write(self, event: Event, usage: Usage) -> bytes:
-        """An event as server-sent events, if it comes to any. `usage` is of the whole request up to now."""
+    def write(self, event: Event, usage: TokenUsage) -> bytes:
+        """An event as server-sent events, or none. `usage` is of the whole request up to now."""
 
-    def end(self, usage: Usage) -> bytes:
-        """What ends a stream well."""
+    def end(self, usage: TokenUsage) -> bytes:
+        """The last bytes of a stream that ends well."""
         return b""
 
     @abstractmethod
     def failure(self, error: Exception) -> bytes:
-        """What a stream ends with when it fails after it has begun."""
+        """The last bytes of a stream that fails after it has begun."""
 
 
 async def respond(
@@ -138,13 +138,13 @@ async def respond(
 ) -> Response:
     """Generate for every prompt and answer. A client that goes away takes its generation with it.
 
-    Errors that come before the first token, or before the first sign of life is due, are raised, so they have a status.
+    Errors that come before the first token, or before the first keep-alive is due, are raised, so they have a status.
     """
     with ExitStack() as left:
         generation = Generation(serving, prompts, params, parser)
         left.callback(generation.close)
         if not stream:
-            return Json(reply.whole(*await unless_gone(request.receive, _fold(generation))))
+            return AsciiJson(reply.whole(*await unless_gone(request.receive, _fold(generation))))
         first = await unless_gone(request.receive, generation.next())
         return EventStream(_written(reply, generation, first), close=left.pop_all().close)
 
@@ -166,7 +166,7 @@ async def _written(reply: Reply, generation: Generation, events: Sequence[Event]
         yield reply.failure(error)
 
 
-async def _fold(generation: Generation) -> tuple[list[Answer], Usage]:
+async def _fold(generation: Generation) -> tuple[list[Answer], TokenUsage]:
     """The choices of an answer in order, and what it took: the stream, folded."""
     by_choice: dict[int, list[Event]] = {}
     while events := await generation.next():
@@ -206,7 +206,7 @@ class Updates:
         self.close = self._reader.close
 
     async def next(self, deadline: float | None = None) -> list[tuple[int, RequestOutput]]:
-        """What is new, and of which prompt; nothing, when nothing has come by `deadline`, in the loop's seconds.
+        """New outputs, each with its prompt's index; none when none has come by `deadline`, in the loop's seconds.
 
         Raises the first error of any prompt.
         """
@@ -228,17 +228,17 @@ class Generation:
     def __init__(
         self, serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
     ) -> None:
-        self.usage = Usage(sum(map(len, prompts)))
+        self.usage = TokenUsage(sum(map(len, prompts)))
         self._updates = Updates(serving, prompts, params)
         self.close = self._updates.close
         self._n = params.n
         self._choices = [
-            _Choice(parser, serving.tokenizer, self._updates.params) for _ in range(len(prompts) * self._n)
+            _ChoiceState(parser, serving.tokenizer, self._updates.params) for _ in range(len(prompts) * self._n)
         ]
         self._cached = [0] * len(prompts)
         self._clock = asyncio.get_running_loop().time
-        self._patience = serving.config.keep_alive_seconds
-        self._deadline = self._clock() + self._patience
+        self._keep_alive_seconds = serving.config.keep_alive_seconds
+        self._deadline = self._clock() + self._keep_alive_seconds
 
     async def next(self) -> list[Event]:
         """The next events, or a silent one when there has been none for a while; none after the last.
@@ -253,7 +253,7 @@ class Generation:
             if not events and now >= self._deadline:
                 events = [Event(next(i for i, choice in enumerate(self._choices) if not choice.finished))]
             if events:
-                self._deadline = now + self._patience
+                self._deadline = now + self._keep_alive_seconds
                 return events
         return []
 
@@ -272,50 +272,50 @@ class Generation:
                 yield event
 
 
-class _Choice:
+class _ChoiceState:
     """One choice's parser, and what is counted of it."""
 
     def __init__(self, parser: ParserFactory, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self.finished = False
         self._parser = parser()
-        self._called = False
+        self._has_called = False
         # Text comes late, and of several tokens at once; what is reasoning is counted from the tokens themselves.
         self._counter = parser() if self._parser.may_reason else None
-        self._words = (
+        self._text_stream = (
             tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
             if self._counter
             else None
         )
 
-    def take(self, delta: ChoiceDelta) -> tuple[Sequence[Part], FinishReason | None]:
-        """What is new of it, and why it ended, if it did. Raises as `check_honest` does."""
+    def take(self, delta: ChoiceDelta) -> tuple[Sequence[Part], AnswerFinishReason | None]:
+        """The new parts, and the finish reason of a choice that has ended. Raises as `raise_if_failed` does."""
         parts = self._parser.feed(delta.text) if delta.text else []
         if delta.finish_reason is not None:
-            check_honest(delta)
+            raise_if_failed(delta)
             self.finished = True
             parts = [*parts, *self._parser.finish()]
         for part in parts:
-            self._called |= isinstance(part, ToolCallBegin)
+            self._has_called |= isinstance(part, ToolCallBegin)
         if not self.finished:
             return parts, None
         # If out of tokens, also of calls: the last one's arguments may be incomplete.
-        return parts, "length" if delta.finish_reason == "length" else "tool_calls" if self._called else "stop"
+        return parts, "length" if delta.finish_reason == "length" else "tool_calls" if self._has_called else "stop"
 
     def count_reasoning(self, token_ids: Sequence[int]) -> int:
-        """How many of the next tokens are reasoning."""
-        count, counter, words = 0, self._counter, self._words
-        if counter is None or words is None:
+        """The number of the next tokens that are reasoning."""
+        count, counter, stream = 0, self._counter, self._text_stream
+        if counter is None or stream is None:
             return 0
         for token_id in token_ids:
             if not counter.may_reason:
                 break
             before = counter.is_reasoning
-            counter.feed(words.step(token_id))
+            counter.feed(stream.step(token_id))
             count += before or counter.is_reasoning
         return count
 
 
-def check_honest(delta: ChoiceDelta) -> None:
+def raise_if_failed(delta: ChoiceDelta) -> None:
     """A choice that neither stopped nor ran out of tokens is an error to a client, not an answer. Raises it."""
     if delta.finish_reason == "abort":
         raise EngineError("The request was aborted because the server is shutting down.")

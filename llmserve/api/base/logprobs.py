@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's two endpoint families write them down."""
+"""Log-probabilities in the two shapes of OpenAI's endpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chat_logprobs(tokenizer: Tokenizer, chosen: Sequence[TokenLogprob] | None) -
     return {"content": content, "refusal": None}
 
 
-class TextLogprobs:
+class TextLogprobLists:
     """/v1/completions: parallel lists, piece by piece; one for each choice, whose text it measures."""
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:

@@ -1,7 +1,7 @@
-"""The bodies of requests, as OpenAI's clients send them, and what they ask of sampling.
+"""Bodies of requests, as OpenAI's clients send them, and the sampling parameters that they ask for.
 
-Fields that llmserve does not know are ignored; fields that it knows and cannot honour are refused in words, since an
-answer that silently lacks what was asked for is worse than none. null always means the default.
+Fields that llmserve does not know are ignored; fields that it knows and cannot honour are refused with a sentence,
+since an answer that silently lacks what was asked for is worse than none. null always means the default.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Request(BaseModel):
             logger.debug("ignored unknown request fields: %s", ", ".join(unknown))
 
     def grammar(self) -> Grammar | None:
-        """What the answer must be, if the request says so."""
+        """The grammar of the answer, if the request asks for one."""
         return requested_grammar({**(self.model_extra or {}), "response_format": self.response_format})
 
     def _sampling(
@@ -164,7 +164,7 @@ class ChatRequest(_Request):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> ChatRequest:
-        """A chat that another endpoint was asked for in its own words. Raises RequestError if those made no sense."""
+        """A chat translated from another endpoint's body. Raises RequestError where that made no valid chat."""
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -180,12 +180,12 @@ class ChatRequest(_Request):
             raise RequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
 
     def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
-        """What this request asks of sampling, over a model's defaults."""
+        """The sampling parameters of this request, over a model's defaults."""
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self._sampling(defaults, max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
 
     def template_variables(self) -> dict[str, Any]:
-        """What the chat template is told beside the messages."""
+        """Variables of the chat template beside the messages."""
         effort: dict[str, Any] = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
         if self.reasoning_effort == "none":
             effort["enable_thinking"] = False  # where a template knows on and off, and no degrees
@@ -219,7 +219,7 @@ class CompletionRequest(_Request):
         return one_or_many(self.prompt, "prompt")
 
     def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
-        """What this request asks of sampling, over a model's defaults."""
+        """The sampling parameters of this request, over a model's defaults."""
         max_tokens = _LEGACY_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         scores = (self.logprobs or 0) if self.scores_prompt or max_tokens == 0 else None
         return self._sampling(defaults, max_tokens, self.logprobs, scores)

@@ -1,6 +1,6 @@
-"""Responses that were asked to be stored, so that later ones can go on from them. In memory, bounded, and no further.
+"""The store of responses that later requests may go on from. In memory and bounded.
 
-When there is no room, those go first that were used the longest time ago; a conversation that goes on keeps its past.
+When there is no room, the least recently used go first; a conversation that goes on keeps its past.
 """
 
 from __future__ import annotations

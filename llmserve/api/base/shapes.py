@@ -1,4 +1,4 @@
-"""The bodies of answers, for the OpenAPI document: what there is in them, and nothing else.
+"""Bodies of answers, for the OpenAPI document.
 
 Most answers are written without these classes, piece by piece or from a fold of the stream; tests hold them to the
 shapes that are declared here. Parts whose inside is the client's own, or the model's, are left open.

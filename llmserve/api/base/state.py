@@ -1,4 +1,4 @@
-"""What every endpoint shares: the engine, the words, the model's name, the settings."""
+"""The state that every endpoint shares: engine, tokenizer, template, model, settings, metrics, stored responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...text.chat_template import ChatTemplate
 from ...text.parsers.formats import format_named, format_of
 from ...text.parsers.reasoning import tags_of
 from ...text.tokenizer import Tokenizer
-from ..edge.gate import Gate
+from ..edge.gate import RequestGate
 from ..edge.metrics import Metrics
 from .response_store import ResponseStore
 
@@ -70,7 +70,7 @@ class Serving:
         self.tool_call_format = format_of(source, tokens) if named is None else format_named(named)
         self.reasoning_tags = tags_of(source, tokens)
         self.metrics = Metrics(engine, model.id)
-        self.gate = Gate(engine)
+        self.gate = RequestGate(engine)
         self.responses = ResponseStore(config.stored_responses, config.stored_responses_memory)
         self.fingerprint = f"llmserve-{__version__}-{model.id}"
         # Its size bounds how many prompts are tokenized at the same time.

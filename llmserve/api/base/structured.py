@@ -1,4 +1,4 @@
-"""What a request wants its answer to be: OpenAI's response_format, and what other servers call the same thing.
+"""Structured output as requests ask for it: OpenAI's response_format, and what other servers call the same thing.
 
 Every way of asking comes to one `Grammar`, or to a RequestError: nothing that was asked for is dropped. Whether the
 grammar can be enforced shows when the engine compiles it.

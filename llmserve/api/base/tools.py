@@ -1,4 +1,4 @@
-"""The tools of a request: what is offered, what may and must be called. Checked here, in chat completions' words."""
+"""The tools of a request: what is offered, what may and must be called, in the terms of chat completions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": Fal
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a model is offered.
+    """The tools that a model is offered.
 
     Attributes:
         offered: the request's tools, for the chat template.

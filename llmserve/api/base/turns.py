@@ -1,4 +1,4 @@
-"""Messages of a chat that another endpoint had in another form: what was cut into pieces there is one message again."""
+"""Chat messages made from another endpoint's form: pieces that belong together there are one message here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import RequestError
 
-ChatMessage = dict[str, Any]
+MessageFields = dict[str, Any]
 
 
 def text_part(text: str) -> dict[str, str]:
@@ -25,9 +25,9 @@ def string_in(fields: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def merged(messages: Iterable[ChatMessage], roles: Collection[str]) -> list[ChatMessage]:
+def merged(messages: Iterable[MessageFields], roles: Collection[str]) -> list[MessageFields]:
     """The messages, neighbours of one of these roles joined. `content` comes as a list of parts (none for null)."""
-    joined: list[ChatMessage] = []
+    joined: list[MessageFields] = []
     for message in messages:
         last = joined[-1] if joined else {}
         if message["role"] != last.get("role") or message["role"] not in roles:
@@ -49,7 +49,7 @@ def _plain(content: list[Any]) -> Any:
 
 
 @contextmanager
-def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+def with_client_names(names: Mapping[str, str]) -> Iterator[None]:
     """Errors about a chat's fields, told to clients who know these by other names: `names` maps ours to theirs."""
     try:
         yield

@@ -1,7 +1,7 @@
-"""Takes a request's body in before anything reads it: bounded in bytes, in time and in depth, and JSON to the letter.
+"""Bodies of requests, read before anything else sees them: bounded in bytes, time and depth, and JSON to the letter.
 
 Python's own reader of JSON follows brackets as deep as its stack goes and takes NaN and 1e999 for numbers; what comes
-after it can do neither. Nothing here builds the document: it is looked at as bytes, and handed on.
+after it can do neither. No document is built here: the bytes are checked and handed on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LINGER_SECONDS = 2.0  # for a client that goes on sending what has been refused
 _HELD = "llmserve.held"  # where the scope counts the bytes of its body
 
 
-class BodyGuard:
+class BodyMiddleware:
     """Refuses bodies that are too large, too slow, too deep, or no JSON, in OpenAI's shape."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int, seconds: float) -> None:
@@ -60,7 +60,7 @@ class BodyGuard:
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_bytes):
-            if "expect" not in headers:  # who asks first has sent nothing yet
+            if "expect" not in headers:  # a client that asks first has sent nothing yet
                 await _discard(receive)
             raise self._too_large()
         try:

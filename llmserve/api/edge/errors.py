@@ -1,4 +1,4 @@
-"""From exceptions to OpenAI's error bodies: one table, for every way in which a request can fail.
+"""Errors in OpenAI's shape: one table from exceptions to bodies, for every way in which a request can fail.
 
 A body is `{"error": {"message", "type", "param", "code"}}`, encoded once; the clients' libraries show nothing of any
 other shape. Within a stream the same object is sent as an event. Under /v1/messages it is written as Anthropic's
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ...errors import EngineError, LLMServeError, QueueFullError, RequestError
-from .streaming import ClientGoneError, Json
+from .streaming import AsciiJson, ClientGoneError
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def refusal(path: str, error: Exception) -> Response:
     """An error as the clients of this path read it."""
     shape = anthropic_error if wants_anthropic(path) else describe
     status, body, headers = shape(error)
-    return Json(body, status, headers)
+    return AsciiJson(body, status, headers)
 
 
 def _body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _body(message: str, kind: str, param: str | None = None, code: str | None = 
 
 
 def _first_mistake(error: RequestValidationError) -> tuple[str, str | None]:
-    """What pydantic found first, as a sentence and the path of the field."""
+    """The first mistake that pydantic found, as a sentence and the path of the field."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "")
@@ -111,14 +111,14 @@ async def _respond(request: Request, error: Exception) -> Response:
     return refusal(request.url.path, error)
 
 
-async def _nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nginx's number for a client that has gone; nobody reads it
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for a client that has gone
 
 
 def install(app: FastAPI) -> None:
     """Make every error of the app come out in OpenAI's shape."""
     handlers: Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-        ClientGoneError: _nobody,
+        ClientGoneError: _client_gone,
         LLMServeError: _respond,
         RequestValidationError: _respond,
         HTTPException: _respond,

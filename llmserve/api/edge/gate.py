@@ -1,7 +1,7 @@
-"""Who may come in: nobody while the server is leaving, and no more at once than the engine can have running or waiting.
+"""Admission: no request while the server drains, and no more at once than the engine can have running or waiting.
 
-A request that the engine would turn away is turned away here, before its body has been read; and it is here that a
-leaving server sees when the last answer has been sent.
+A request that the engine would refuse is refused here, before its body has been read. A draining server learns here
+when the last answer has been sent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .errors import refusal
 _ALWAYS = frozenset({"/metrics", "/version"})  # answered while draining too
 
 
-class Gate:
-    """Counts the requests that are open, and closes."""
+class RequestGate:
+    """Counts open requests, and refuses new ones when full or draining."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -27,7 +27,7 @@ class Gate:
         self._empty = asyncio.Event()
 
     def check(self, method: str, path: str) -> None:
-        """Raise the error for a request that may not come in."""
+        """Raise the error for a request that is not admitted."""
         if self.draining and path not in _ALWAYS:
             raise EngineError("The server is shutting down. Please send this to another one, or again later.")
         if method == "POST" and self._engine.is_alive and self.open_requests >= self._engine.capacity:
@@ -43,7 +43,7 @@ class Gate:
             self._empty.set()
 
     async def drain(self, seconds: float) -> bool:
-        """Let nobody else in, and wait for those who are; returns whether all have left in time."""
+        """Refuse new requests and wait for the open ones; returns whether all ended in time."""
         self.draining = True
         if self.open_requests:
             try:
@@ -53,10 +53,10 @@ class Gate:
         return True
 
 
-class GateKeeper:
-    """The middleware that asks the gate."""
+class GateMiddleware:
+    """The middleware that asks the gate before each request."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: RequestGate) -> None:
         self._app, self._gate = app, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,7 @@ class GateKeeper:
             if self._gate.draining:
                 response.headers["connection"] = "close"  # the next request then goes to another server
             return await response(scope, receive, send)
-        if scope["method"] != "POST":  # those that are long
+        if scope["method"] != "POST":  # only POST requests take long
             return await self._app(scope, receive, send)
         self._gate.enter()
         try:

@@ -1,4 +1,4 @@
-"""How log lines look: text or JSON, each with the id of the request that it belongs to, and one line per request.
+"""Log lines: text or JSON, each with the id of the request that it belongs to, and one line per request.
 
 Prompts and answers are in none of them.
 """
@@ -24,33 +24,33 @@ class _WithId(logging.Filter):
         return True
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """`2025-11-25 13:00:00,000 INFO [request id] message`, on one line but for tracebacks."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s [%(request_id)s] %(message)s")
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, line: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        content: dict[str, Any] = {
             "time": self.formatTime(line, "%Y-%m-%dT%H:%M:%S") + f".{int(line.msecs):03d}",
             "level": line.levelname.lower(),
             "logger": line.name,
             "request_id": getattr(line, "request_id", "-"),
         }
         fields = getattr(line, "fields", None)
-        said |= fields if fields is not None else {"message": line.getMessage()}
+        content |= fields if fields is not None else {"message": line.getMessage()}
         if line.exc_info:
-            said["traceback"] = self.formatException(line.exc_info)
-        return json.dumps(said, default=str)
+            content["traceback"] = self.formatException(line.exc_info)
+        return json.dumps(content, default=str)
 
 
 def settings(level: str, style: str, access_log: bool) -> dict[str, Any]:
     """For `logging.config.dictConfig`: everything goes to standard error."""
-    formatter = f"{__name__}.{'Json' if style == 'json' else 'Text'}"
+    formatter = f"{__name__}.{'Json' if style == 'json' else 'Text'}Formatter"
     chosen = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
     return {
         "version": 1,
@@ -77,7 +77,7 @@ def settings(level: str, style: str, access_log: bool) -> dict[str, Any]:
 def log_access(record: Record) -> None:
     """The one line of a request."""
     fields = record.as_dict()
-    words = dict(fields)
-    head = f"{words.pop('client') or '-'} {words.pop('method')} {words.pop('path')} {words.pop('status')}"
-    words.pop("id")  # every line has it
-    access.info("%s %s", head, " ".join(f"{k}={v}" for k, v in words.items()), extra={"fields": fields})
+    shown = dict(fields)
+    head = f"{shown.pop('client') or '-'} {shown.pop('method')} {shown.pop('path')} {shown.pop('status')}"
+    shown.pop("id")  # every line has it
+    access.info("%s %s", head, " ".join(f"{k}={v}" for k, v in shown.items()), extra={"fields": fields})

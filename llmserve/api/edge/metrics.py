@@ -1,7 +1,7 @@
-"""What Prometheus may know of a server, under the names that vLLM's dashboards use (with our prefix).
+"""Prometheus metrics of a server, under the names that vLLM's dashboards use (with our prefix).
 
-Counts and gauges are read off the engine when somebody asks; only what a single request has (times, sizes, a status) is
-observed here, where clients feel it. What each token has is only tallied, without a library's locks.
+Counts and gauges are read from the engine at each scrape; only what a single request has (times, sizes, a status) is
+observed here, where clients feel it. Figures of single tokens are tallied without a library's locks.
 """
 
 from __future__ import annotations
@@ -135,17 +135,17 @@ class Stopwatch:
         self._prompt_tokens, self._tokens, self._choices = len(prompt_ids), 0, 0
         self._start = time.monotonic()
         self._first: float | None = None
-        self._heard = False
+        self._has_output = False
         self._last: dict[int, float] = {}  # by choice
         if record is not None:
-            record.asks(len(prompt_ids), params)
+            record.add_prompt(len(prompt_ids), params)
 
     def tick(self, output: RequestOutput) -> None:
         """Note that this output has come."""
         now = time.monotonic()
         if self._record is not None:
-            self._record.hears(output, first=not self._heard)
-        self._heard = True
+            self._record.add_output(output, first=not self._has_output)
+        self._has_output = True
         for delta in output.deltas:
             count = len(delta.token_ids)
             if not count:

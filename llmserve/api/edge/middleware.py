@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: a record with an id, and the key. Plain ASGI.
+"""Middleware that every request passes before its endpoint: a record with an id, and the key. Plain ASGI.
 
 Starlette's own base class for middleware is avoided: it hides disconnects from streaming endpoints.
 """
@@ -25,7 +25,7 @@ _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_PATH = 200
 
 
-class Recorded:
+class RecordMiddleware:
     """Keeps a record of each request, names it in the answer's `x-request-id`, and drops clients that read nothing.
 
     The id is the client's own, if it sent one that can be printed. `ended` gets the record when all is done.
@@ -46,12 +46,12 @@ class Recorded:
         record = _record(scope, headers)
         complete = False
 
-        async def noting_receive() -> Message:
+        async def record_receive() -> Message:
             message = await receive()
-            record.left |= message["type"] == "http.disconnect" and not complete
+            record.client_left |= message["type"] == "http.disconnect" and not complete
             return message
 
-        def noting_send(message: Message) -> Awaitable[None]:
+        def record_send(message: Message) -> Awaitable[None]:
             nonlocal complete
             if message["type"] == "http.response.start":
                 record.status = message["status"]
@@ -63,13 +63,13 @@ class Recorded:
         sender = Sender(send, self._write_seconds)
         token = current.set(record)
         try:
-            await self._app(scope, noting_receive, noting_send)
+            await self._app(scope, record_receive, record_send)
         finally:
             sender.close()
-            record.left |= sender.failed
+            record.client_left |= sender.failed
             route = scope.get("route")
             record.route = getattr(route, "path", None)
-            record.ends()
+            record.finish()
             self._ended(record, headers)
             current.reset(token)
 
@@ -77,7 +77,7 @@ class Recorded:
 class Sender:
     """Sends an answer, and gives up on a client that reads nothing for a while. To be closed.
 
-    Nearly all messages are sent at once, so one timer watches over all of them, set anew only when it has gone off.
+    Nearly all messages are sent at once, so one timer serves all of them, set anew only when it has fired.
 
     Attributes:
         failed: the client has gone or was given up.
@@ -89,8 +89,8 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # which is sending
         self._since = self._loop.time()
-        self._late = False
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._timed_out = False
+        self._timer = self._loop.call_later(seconds, self._check_deadline)
 
     async def send(self, message: Message) -> None:
         """Send, or raise OSError when the client has not read enough for it in time."""
@@ -98,7 +98,7 @@ class Sender:
         try:
             await self._send(message)
         except asyncio.CancelledError:
-            if not self._late:
+            if not self._timed_out:
                 raise
             self.failed = True
             if sys.version_info >= (3, 11):
@@ -113,15 +113,15 @@ class Sender:
     def close(self) -> None:
         self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         due = self._since + self._seconds
         if self._task is None:
             due = self._loop.time() + self._seconds
         elif self._loop.time() >= due:
-            self._late = True
+            self._timed_out = True
             self._task.cancel()
             return
-        self._timer = self._loop.call_at(due, self._look)
+        self._timer = self._loop.call_at(due, self._check_deadline)
 
 
 def _record(scope: Scope, headers: Headers) -> Record:
@@ -135,7 +135,7 @@ def _record(scope: Scope, headers: Headers) -> Record:
     )
 
 
-class ApiKey:
+class ApiKeyMiddleware:
     """Refuses those without one of the keys all but the open paths."""
 
     def __init__(self, app: ASGIApp, keys: Collection[str], open_paths: Collection[str]) -> None:

@@ -1,7 +1,7 @@
-"""What is noted of one request while it runs: for the access log, the metrics and the traces. Never what it says.
+"""The record of one request, for the access log, the metrics and the traces. It never holds a prompt or an answer.
 
-The record is found through a context variable, so that whoever serves a request, and every line that is logged
-meanwhile, knows which one it is.
+The record is found through a context variable, so that the code that serves a request, and every line that is logged
+meanwhile, knows which request it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Record:
         path: as it was sent, still percent-encoded, so that it fits on one line.
         started, started_at: when it came, in monotonic seconds and in Unix seconds.
         status: of the answer; 0 while there is none.
-        left: the client went away before the answer was complete.
+        client_left: the client went away before the answer was complete.
         route: the template of the path, once it is known, as in "/v1/models/{name}".
         queue_seconds, first_token_seconds: until the engine took it up, and until the first token; None without either.
         params: what was asked of sampling, if anything was generated.
@@ -35,7 +35,7 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
     status: int = 0
-    left: bool = False
+    client_left: bool = False
     route: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -46,13 +46,13 @@ class Record:
     finish_reasons: list[str] = field(default_factory=list)
     params: SamplingParams | None = None
 
-    def asks(self, prompt_tokens: int, params: SamplingParams) -> None:
+    def add_prompt(self, prompt_tokens: int, params: SamplingParams) -> None:
         """Note a prompt that goes to the engine."""
         self.prompt_tokens += prompt_tokens
         self.params = params
 
-    def hears(self, output: RequestOutput, first: bool) -> None:
-        """Note what the engine says; `first` is its first word on this prompt."""
+    def add_output(self, output: RequestOutput, first: bool) -> None:
+        """Note an output of the engine; `first`: it is the first of its prompt."""
         if first:
             self.cached_tokens += output.num_cached_tokens
         for delta in output.deltas:
@@ -64,7 +64,8 @@ class Record:
             if delta.finish_reason is not None:
                 self.finish_reasons.append(delta.finish_reason)
 
-    def ends(self) -> None:
+    def finish(self) -> None:
+        """Note that the answer is complete, or has been given up."""
         self.total_seconds = time.monotonic() - self.started
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Record:
         for name, seconds in (("queued", self.queue_seconds), ("first", self.first_token_seconds)):
             if seconds is not None:
                 line[name] = round(seconds, 4)
-        return line | {"total": round(self.total_seconds, 4)} | ({"left": True} if self.left else {})
+        return line | {"total": round(self.total_seconds, 4)} | ({"left": True} if self.client_left else {})
 
 
 current: ContextVar[Record | None] = ContextVar("record", default=None)

@@ -1,4 +1,4 @@
-"""Server-sent events, and clients that go away. Knows HTTP, not what is said over it."""
+"""Server-sent events, and clients that disconnect. Knows HTTP, not what is sent over it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ClientGoneError(Exception):
-    """The client has closed its connection; there is nobody to answer."""
+    """The client has closed its connection, so there is nothing to answer."""
 
 
-class Json(JSONResponse):
+class AsciiJson(JSONResponse):
     """A JSON body in ASCII, which can quote whatever a client has sent, halves of surrogate pairs included."""
 
     def render(self, content: Any) -> bytes:

@@ -1,7 +1,7 @@
 """OpenTelemetry spans, one for each request that asks the model for something, sent where the settings say.
 
-The attributes are those of the semantic conventions for generative AI and for HTTP; what was said is in none of them.
-The libraries are an extra, and are imported only by servers that are told where to send spans.
+The attributes are those of the semantic conventions for generative AI and for HTTP; prompts and answers are in none of
+them. The libraries are an extra, and are imported only by servers that are told where to send spans.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tracing:
 
     def note(self, record: Record, headers: Mapping[str, str]) -> None:
         """Write down a request that has ended. It belongs to the trace that its `traceparent` header names."""
-        if record.method != "POST":  # nobody wants a span for each look at the health
+        if record.method != "POST":  # no span for each health check
             return
         operation = _OPERATIONS.get(record.route or "")
         parent = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
@@ -68,7 +68,7 @@ class Tracing:
             "http.route": record.route,
             "url.path": record.path.partition("?")[0],
             "http.response.status_code": record.status or None,
-            "error.type": str(record.status) if record.status >= 400 else "client_left" if record.left else None,
+            "error.type": str(record.status) if record.status >= 400 else "client_left" if record.client_left else None,
             "client.address": record.client,
             "llmserve.request.id": record.id,
         }
@@ -116,7 +116,7 @@ def _fits(value: object) -> bool:
 
 
 def make_exporter(endpoint: str) -> Any:
-    """What sends spans over HTTP; the tests put one in its place that keeps them."""
+    """The exporter, which sends spans over HTTP; tests replace it by one that keeps them."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(endpoint, timeout=_EXPORT_SECONDS)

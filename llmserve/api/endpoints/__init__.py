@@ -1,0 +1,1 @@
+"""Endpoints, one file or folder per family, each with a `router`."""

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: a chat in OpenAI's first shape, whole or as chunks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from ...text.parsers.base import ParsedOutput, Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallBegin
 from ..base.chunks import Choice, ChunkReply
-from ..base.conversation import Conversation, prepare
-from ..base.generation import Answer, Event, Reply, respond
+from ..base.conversation import answer_chat
+from ..base.generation import Answer, Event
 from ..base.logprobs import chat_logprobs
 from ..base.protocol import ChatRequest
 from ..base.shapes import STREAMED, ChatCompletion
-from ..base.state import Serving, ServingDep
-from ..base.tools import Tools
+from ..base.state import ServingDep
 
 router = APIRouter()
 
@@ -31,8 +30,8 @@ class ChatReply(ChunkReply):
     def opening(self, index: int) -> Choice:
         return _delta(index, {"role": "assistant", "content": ""})
 
-    def said(self, index: int, words: str) -> Choice:
-        return _delta(index, {"content": words})
+    def text_choice(self, index: int, text: str) -> Choice:
+        return _delta(index, {"content": text})
 
     def pieces(self, event: Event) -> list[Choice]:
         deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
@@ -64,16 +63,16 @@ def _delta(index: int, delta: dict[str, Any]) -> Choice:
 
 
 def _kind(part: Part) -> object:
-    """What may stand in one delta: text, reasoning, or pieces of one call."""
+    """The kind of a part; parts of one kind share a delta: text, reasoning, or pieces of one call."""
     return part.index if isinstance(part, (ToolCallBegin, ToolCallArguments)) else type(part)
 
 
 def _joined(parts: list[Part]) -> dict[str, Any]:
     """Parts of one kind as a delta. A call's id and name stand in its first piece only: clients join strings."""
-    output = "".join(p.text for p in parts if isinstance(p, (Text, Reasoning)))
-    if isinstance(parts[0], Text):
+    output = "".join(p.text for p in parts if isinstance(p, (TextPart, ReasoningPart)))
+    if isinstance(parts[0], TextPart):
         return {"content": output}
-    if isinstance(parts[0], Reasoning):
+    if isinstance(parts[0], ReasoningPart):
         return _reasoning(output)
     first = parts[0]
     call: dict[str, Any] = {"index": first.index}
@@ -102,38 +101,8 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def conversation(body: ChatRequest) -> Conversation:
-    """What a chat's body has for the template. Raises RequestError for tools that cannot be offered."""
-    return Conversation(
-        [message.model_dump(exclude_unset=True) for message in body.messages],
-        Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
-        body.documents,
-        body.template_variables(),
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=bool(body.continue_final_message),
-    )
-
-
-def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
-    """The tokens of a chat's prompt. Takes time with long ones."""
-    return conversation(body).prompt(serving)[1]
-
-
-async def answer(
-    body: ChatRequest, request: Request, serving: Serving, reply: Reply, param: str = "messages"
-) -> Response:
-    """Generate a chat's next message and have `reply` write it down: the one way for every endpoint that chats.
-
-    `param` is what the endpoint's clients call the messages.
-    """
-    body.check_supported()
-    params = body.sampling(serving.model.sampling_defaults)
-    chat = await prepare(request, serving, conversation(body), params, param)
-    return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
-
-
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
 async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message, whole or streamed."""
     serving.check_model(body.model)
-    return await answer(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))
+    return await answer_chat(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))

@@ -1,4 +1,4 @@
-"""POST /v1/completions: text or tokens in, text out, with no chat template between."""
+"""POST /v1/completions: text or tokens in, text out, without a chat template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...text.infill import infill
 from ...text.parsers.base import fold_parts
 from ..base.chunks import Choice, ChunkReply
 from ..base.generation import Answer, Event, respond
-from ..base.logprobs import TextLogprobs
+from ..base.logprobs import TextLogprobLists
 from ..base.protocol import CompletionRequest
 from ..base.shapes import STREAMED, TextCompletion
 from ..base.state import Serving, ServingDep
@@ -24,7 +24,7 @@ router = APIRouter()
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CompletionPrompt:
     """A prompt's tokens, the text to give back before its answers, and the tokens that end them beside the model's."""
 
     ids: list[int]
@@ -39,14 +39,14 @@ class TextReply(ChunkReply):
     object = chunk_object = "text_completion"
 
     def __init__(
-        self, serving: Serving, body: CompletionRequest, prompts: Sequence[Prompt], params: SamplingParams
+        self, serving: Serving, body: CompletionRequest, prompts: Sequence[CompletionPrompt], params: SamplingParams
     ) -> None:
         choices = len(prompts) * params.n
         super().__init__(serving, body.model, choices, body.include_usage)
         self._prompts, self._n = prompts, params.n
         self._is_scored = body.scores_prompt
         self._scores: dict[int, Sequence[TokenLogprob]] = {}  # by prompt
-        self._logprobs = [TextLogprobs(serving.tokenizer, params) for _ in range(choices)]
+        self._logprobs = [TextLogprobLists(serving.tokenizer, params) for _ in range(choices)]
         self._echoed: set[int] = set()
         self.is_plain = not self._is_scored
 
@@ -54,8 +54,8 @@ class TextReply(ChunkReply):
         echo = self._prompts[index // self._n].echo
         return _choice(index, echo) if echo and not self._is_scored else None
 
-    def said(self, index: int, words: str) -> Choice:
-        return _choice(index, words)
+    def text_choice(self, index: int, text: str) -> Choice:
+        return _choice(index, text)
 
     def pieces(self, event: Event) -> list[Choice]:
         pieces = []
@@ -97,18 +97,18 @@ def _ended(choice: Choice, news: Event | Answer) -> Choice:
     return {**choice, "finish_reason": news.finish_reason, "stop_reason": news.stop_reason}
 
 
-def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
+def _prompts(serving: Serving, body: CompletionRequest) -> list[CompletionPrompt]:
     special = body.add_special_tokens is not False
     return [_prompt(serving, body, prompt, special) for prompt in body.prompts()]
 
 
-def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> Prompt:
+def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> CompletionPrompt:
     tokenizer = serving.tokenizer
     echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
     if body.suffix:
         ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
-        return Prompt(ids, echo, ends)
-    return Prompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
+        return CompletionPrompt(ids, echo, ends)
+    return CompletionPrompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
 
 
 @router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: a vector of unit length for each text, pooled from the served model's last hidden states."""
+"""POST /v1/embeddings: a vector of unit length for each text, pooled from the model's last hidden states."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from starlette.responses import Response
 
 from ...engine import SamplingParams
 from ...errors import RequestError
-from ..base.generation import Updates, check_honest
+from ..base.generation import Updates, raise_if_failed
 from ..base.protocol import Prompts, one_or_many
 from ..base.shapes import Embeddings
 from ..base.state import Serving, ServingDep
-from ..base.turns import in_their_words
-from ..edge.streaming import Json, unless_gone
+from ..base.turns import with_client_names
+from ..edge.streaming import AsciiJson, unless_gone
 
 router = APIRouter()
 
-_AT_ONCE = 16  # inputs of one request in the engine's queue, so that a long list does not fill it
+_MAX_QUEUED_INPUTS = 16  # inputs of one request in the engine's queue, so that a long list does not fill it
 
 
 class EmbeddingRequest(BaseModel):
@@ -52,7 +52,7 @@ def _prompt_ids(serving: Serving, body: EmbeddingRequest) -> list[list[int]]:
 
 async def _vectors(serving: Serving, prompts: list[list[int]], params: SamplingParams) -> list[bytes]:
     vectors = [b""] * len(prompts)
-    size = min(_AT_ONCE, serving.engine.capacity)
+    size = min(_MAX_QUEUED_INPUTS, serving.engine.capacity)
     for start in range(0, len(prompts), size):
         async for at, vector in _block(serving, prompts[start : start + size], params):
             vectors[start + at] = vector
@@ -66,7 +66,7 @@ async def _block(
         while updates.open_prompts:
             for prompt, output in await updates.next():
                 [delta] = output.deltas
-                check_honest(delta)
+                raise_if_failed(delta)
                 assert delta.vector is not None, "a prompt that is pooled ends with its vector"
                 yield prompt, delta.vector
 
@@ -101,9 +101,9 @@ async def embeddings(body: EmbeddingRequest, request: Request, serving: ServingD
     prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
     for ids in prompts:
         serving.check_prompt(ids, "input", answered=False)
-    with in_their_words({"prompt": "input"}):
+    with with_client_names({"prompt": "input"}):
         params = serving.limited(prompts, params)
     vectors = await unless_gone(request.receive, _vectors(serving, prompts, params))
     model, tokens = body.model or serving.model.id, sum(map(len, prompts))
     # Thousands of numbers take their time to be written out.
-    return await serving.in_thread(lambda: Json(_body(vectors, body, model, tokens)))
+    return await serving.in_thread(lambda: AsciiJson(_body(vectors, body, model, tokens)))

@@ -1,4 +1,4 @@
-"""What is served, whether it lives, and how busy it is: /v1/models, /health, /version, /load."""
+"""The model and its server: /v1/models, /health, /version, /load."""
 
 from __future__ import annotations
 

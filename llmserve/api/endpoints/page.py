@@ -1,6 +1,6 @@
-"""The chat page at /: three files of the package, which ask this server for answers and nobody for anything else.
+"""The chat page at /: three files of the package, which talk to this server only.
 
-A header says so to the browser: no script, style or picture but these, and no connection but to where they came from.
+A header has the browser enforce it: no script, style or picture but these, and no connection elsewhere.
 """
 
 from __future__ import annotations

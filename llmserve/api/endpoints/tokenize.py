@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what a text or a chat is to the model, and back. Their shapes are vLLM's."""
+"""POST /tokenize and /detokenize: the tokens of a text or a chat, and back. Their shapes are vLLM's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
 from ...errors import RequestError
+from ..base.conversation import prompt_ids
 from ..base.protocol import ChatRequest, Message
 from ..base.shapes import Detokenized, Tokens
 from ..base.state import Serving, ServingDep
 from ..edge.streaming import unless_gone
-from .chat import prompt_ids
 
 router = APIRouter()
 

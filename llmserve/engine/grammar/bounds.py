@@ -1,4 +1,4 @@
-"""What a grammar may hold at most, checked before a parser or a compiler sees it.
+"""Bounds on grammars, checked before a parser or a compiler sees them.
 
 The numbers leave what people write far below, and keep what the library does for the worst of the rest within a
 second and some hundred megabytes. Standard library only.
@@ -41,7 +41,7 @@ def check_text(text: str, param: str | None) -> None:
             raise RequestError(f"The grammar is nested more than {2 * MAX_DEPTH} levels deep.", param=param)
 
 
-def choices(text: str, param: str | None) -> list[str]:
+def read_choices(text: str, param: str | None) -> list[str]:
     """The texts of a list to choose from, written as JSON."""
     _check_length(text, param)
     texts = json.loads(text)

@@ -1,4 +1,4 @@
-"""Grammars, by way of llguidance: compiled beside the engine's thread, cached, and bounded in size, depth and time.
+"""The grammar compiler, on llguidance: compiles beside the engine's thread, caches, and bounds size, depth and time.
 
 What cannot be enforced exactly is refused: an answer that only looks like what was asked for is worse than none. The
 library limits its own work by counting it; what it does not count (the depth of its recursion, the size of some
@@ -20,7 +20,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from ...errors import EngineError, QueueFullError, RequestError
 from ...text.tokenizer import Tokenizer
 from ..plan.grammar_spec import CompiledGrammar, Grammar
-from .bounds import check_rules, check_schema, check_text, check_total, choices
+from .bounds import check_rules, check_schema, check_text, check_total, read_choices
 
 MAX_CACHED = 64  # those that are being compiled among them
 MAX_PENDING = 32
@@ -118,7 +118,7 @@ def vocabulary(tokenizer: Tokenizer, param: str | None = None) -> LLTokenizer:
 
 
 class _Tokens:
-    """What `TokenizerWrapper` asks of a tokenizer."""
+    """A tokenizer as `TokenizerWrapper` takes it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -224,7 +224,7 @@ def _source(grammar: Grammar) -> str:
                 raise _refusal(grammar, "no text fits false")
             return LLMatcher.grammar_from_json_schema("{}" if schema is True else value, overrides=_JSON_OPTIONS)
         if grammar.kind == "choice":
-            return LLMatcher.grammar_from_regex("|".join(map(_literally, choices(value, param))))
+            return LLMatcher.grammar_from_regex("|".join(map(_literally, read_choices(value, param))))
         if grammar.kind == "regex":
             check_text(value, param)
             return LLMatcher.grammar_from_regex(value.removeprefix("^"))

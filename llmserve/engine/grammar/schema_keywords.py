@@ -1,7 +1,7 @@
-"""JSON schemas that llguidance would take and not keep to, or not bear: found by keyword, and refused by its name.
+"""JSON schemas that llguidance would accept but not enforce, or not survive: found by keyword and refused by its name.
 
-Most of these were found by validating answers to random schemas (`tests/api/test_schemas.py`), which will find that
-a check can go once the library has learnt what it is about. Standard library only.
+Most of these were found by validating answers to random schemas (`tests/api/test_schemas.py`), which also shows when a
+check can go because the library has been mended. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a grammar is to the engine: a request for one, and the state of a sequence within it. Pure data and protocols.
+"""Grammars as the engine knows them: a request for one, and the state of a sequence within it. Data and protocols only.
 
-Compiling is the business of engine/grammar, and happens before a request reaches the engine's thread.
+Grammars are compiled in engine/grammar, before a request reaches the engine's thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """Which texts a completion may be.
+    """A request for a grammar: the texts that a completion may be.
 
     Attributes:
         kind: "json_schema" and "choice" (a list of strings) are JSON; "regex" is the syntax of Rust's regex crate;
@@ -32,11 +32,11 @@ class Grammar:
 
 
 class Matcher(Protocol):
-    """Where one sequence stands in its grammar. It moves on with every token of the sequence, and never back: a
+    """The state of one sequence in its grammar. It moves on with every token of the sequence, and never back: a
     sequence that is preempted keeps its tokens."""
 
     def mask(self) -> bytes:
-        """Which tokens may come next: token i is bit i % 8 of byte i // 8, and what lies beyond may not.
+        """The tokens that may come next: token i is bit i % 8 of byte i // 8, and what lies beyond may not.
 
         Raises EngineError when nothing may, or when the grammar has become too complex to tell.
         """
@@ -58,7 +58,7 @@ class CompiledGrammar(Protocol):
 
 
 class Compiler(Protocol):
-    """Where grammars are compiled, beside the engine's thread."""
+    """A compiler of grammars, beside the engine's thread."""
 
     def submit(self, grammar: Grammar) -> Future[CompiledGrammar]:
         """The compiled grammar, when it is ready, or the RequestError that says why it never will be.

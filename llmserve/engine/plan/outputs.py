@@ -1,4 +1,4 @@
-"""What leaves the engine: records that do not change, one per step and request. Pure data.
+"""Records that leave the engine, one per step and request. Pure data that does not change.
 
 Those that are made for every token are tuples, which take a fifth of the time of frozen dataclasses.
 """
@@ -22,7 +22,7 @@ class TokenLogprob:
 
 
 class SampledToken(NamedTuple):
-    """What the executor chose for one sequence in one step, and the tokens that its grammar forces to follow.
+    """A token chosen for one sequence in one step, and the tokens that its grammar forces to follow.
 
     `prompt_logprobs` come with the first token of a request that asked for them: see `Scored`.
     """
@@ -35,21 +35,20 @@ class SampledToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """What the executor made of a prompt that is pooled: its vector of unit length, as little-endian float32."""
+    """The result of a prompt that is pooled: its vector of unit length, as little-endian float32."""
 
     vector: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the executor made of a prompt that nothing is to follow: a log-probability for each of its tokens but the
-    first, which nothing stands before."""
+    """The result of a prompt that is only scored: a log-probability for each of its tokens but the first."""
 
     prompt_logprobs: tuple[TokenLogprob, ...]
 
 
 class ChoiceDelta(NamedTuple):
-    """What one step added to one choice of a request.
+    """The addition of one step to one choice of a request.
 
     `text` may be empty while a character or a possible stop string is incomplete; `token_ids` and `logprobs` are
     those of this delta alone. `stop_reason` is the stop string or stop token id that ended the choice, if one did (None

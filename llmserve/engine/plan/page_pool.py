@@ -1,7 +1,7 @@
-"""Which pages of the KV cache are free, held, or idle but worth keeping. Pure counting: the memory is elsewhere.
+"""The account of KV pages: which are free, held, or idle but worth keeping. Counting only; the memory is elsewhere.
 
 A page is `page_size` token slots in every layer. Several sequences may hold the same page. A page whose content
-somebody wants to find again (the prefix cache) stays idle after its last release and is taken back, oldest first, when
+is to be found again (by the prefix cache) stays idle after its last release and is taken back, oldest first, when
 the free ones have run out.
 """
 
@@ -20,11 +20,6 @@ class PagePool:
         self._free = list(range(num_pages - 1, -1, -1))
         self._idle: dict[int, None] = {}  # in order of release
         self._on_reuse: dict[int, Callable[[int], None]] = {}
-
-    @property
-    def num_free(self) -> int:
-        """Pages whose content nobody wants."""
-        return len(self._free)
 
     @property
     def num_available(self) -> int:

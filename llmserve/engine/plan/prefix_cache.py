@@ -1,8 +1,8 @@
-"""Finds pages that already hold the keys and values of a prompt's beginning.
+"""The prefix cache: pages that already hold the keys and values of a prompt's beginning, found by their tokens.
 
 A trie over full pages, kept as one dictionary: (name of the parent node, the page's tokens) → (name, page). Names are
-never used twice and tokens are compared, so there is no hash to collide. Whose pages they are, and when they are
-given up, is the pool's affair.
+never used twice and tokens are compared, so there is no hash to collide. The pool counts who holds these pages and
+decides when they are given up.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ class PrefixCache:
         self._nodes: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
         self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._names = count(ROOT + 1)
-
-    def __len__(self) -> int:
-        return len(self._nodes)
 
     def acquire(self, token_ids: Sequence[int]) -> tuple[list[int], int]:
         """Hold the longest known run of full pages that begins `token_ids`; return it and the name of its last node.

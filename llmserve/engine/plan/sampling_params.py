@@ -1,4 +1,4 @@
-"""What a request asks of sampling. Pure data: validated once, at the edge, and never changed after."""
+"""The sampling parameters of a request. Pure data: validated once, at the edge, and never changed after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_STOP_STRINGS = 16
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose the next token, and when to stop.
+    """The choice of the next token, and the conditions to stop.
 
     Attributes:
         max_tokens: tokens to generate at most; None means as many as the context holds. 0 only scores the prompt.

@@ -1,4 +1,4 @@
-"""Decides which tokens of which sequences the model computes next, and books what came back. Arithmetic only.
+"""The scheduler: which tokens of which sequences the model computes next, and what came back. Arithmetic only.
 
 There is no prefill and no decode here: a sequence has tokens, some of them computed, and catches up. A plan is
 {sequence: number of tokens}, within a budget of tokens, pages and sequences. The model, text and clients are elsewhere.
@@ -38,13 +38,11 @@ class SchedulerOutput(NamedTuple):
 
     Attributes:
         scheduled: what to compute; sequences that decode come first.
-        preempted: seq_ids that lost their pages in making this plan and will start over.
-        finished: seq_ids that ended since the last plan; whoever keeps state by seq_id drops it now.
+        finished: seq_ids that ended since the last plan; state that is kept by seq_id is dropped now.
         admitted: sequences that waited until now; among those scheduled.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
-    preempted: tuple[int, ...] = ()
     finished: tuple[int, ...] = ()
     admitted: tuple[Sequence, ...] = ()
 
@@ -70,7 +68,7 @@ class Scheduler:
         self.prefix_hits = 0
         self._eos = frozenset(eos_token_ids)
         self._finished: list[int] = []
-        self._misfit = (-1, -1)  # the sequence that last found no room, and the pages that there were
+        self._last_refused = (-1, -1)  # the sequence that last found no room, and the pages that there were
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
@@ -107,13 +105,12 @@ class Scheduler:
         return ended
 
     def schedule(self) -> SchedulerOutput:
-        """Plan one step: who decodes, then who is catching up, then who waits, as far as the limits allow."""
+        """Plan one step: sequences that decode, then those that catch up, then those that wait, as the limits allow."""
         budget, size = self.config.max_num_batched_tokens, self.config.page_size
-        preempted: list[int] = []
-        for sequence in tuple(self.running):  # before anybody is in the plan, as the victim is the last admitted
+        for sequence in tuple(self.running):  # before any is in the plan, as the last admitted is preempted
             if len(sequence.token_ids) > len(sequence.pages) * size:
                 while sequence.status is Status.RUNNING and not self._grow(sequence):
-                    preempted.append(self._preempt(self.running.pop()))
+                    self._preempt(self.running.pop())
         decoding: list[ScheduledSequence] = []
         catching_up: list[ScheduledSequence] = []
         for sequence in self.running:
@@ -129,7 +126,7 @@ class Scheduler:
         if not scheduled and self.has_work():
             raise AssertionError("the scheduler is stuck: there is work, and none of it fits")
         finished, self._finished = tuple(self._finished), []
-        return SchedulerOutput(tuple(scheduled), tuple(preempted), finished, admitted)
+        return SchedulerOutput(tuple(scheduled), finished, admitted)
 
     def update(
         self, plan: SchedulerOutput, sampled: Mapping[int, Sampled]
@@ -171,7 +168,7 @@ class Scheduler:
             del self.requests[sequence.request.request_id]
 
     def fail(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that the model could not go on with, and let nobody reuse what it computed."""
+        """End a sequence that the model failed on; the pages that it computed are not reused."""
         self.cache.forget(sequence.pages)
         sequence.error = error
         self.finish(sequence, "error")
@@ -206,16 +203,16 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Take pages for all tokens known so far, so that a prompt once begun cannot run out of them."""
-        if self._misfit[0] == sequence.seq_id and self.pool.num_available <= self._misfit[1]:
+        if self._last_refused[0] == sequence.seq_id and self.pool.num_available <= self._last_refused[1]:
             return False  # spares a long prompt its look-up in each step that it waits
         skips = self.config.prefix_caching and (sequence.index or not sequence.request.params.needs_every_position)
         found, node = self.cache.acquire(sequence.token_ids) if skips else ([], ROOT)
         missing = -(-len(sequence.token_ids) // self.config.page_size) - len(found)
-        # One spare page for each that runs, or the newcomer would be thrown out as soon as they grow.
+        # One spare page for each that runs, or the new one would be preempted as soon as they grow.
         fresh = self.pool.allocate(missing) if missing + len(self.running) <= self.pool.num_available else None
         if fresh is None:
             self.pool.release(reversed(found))
-            self._misfit = (sequence.seq_id, self.pool.num_available)
+            self._last_refused = (sequence.seq_id, self.pool.num_available)
             return False
         sequence.pages = found + fresh
         sequence.num_indexed_pages, sequence.prefix_node = len(found), node
@@ -236,13 +233,12 @@ class Scheduler:
         sequence.pages += fresh or ()
         return fresh is not None
 
-    def _preempt(self, sequence: Sequence) -> int:
+    def _preempt(self, sequence: Sequence) -> None:
         self._release_pages(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.appendleft(sequence)
-        return sequence.seq_id
 
     def _release_pages(self, sequence: Sequence) -> None:
         self.pool.release(reversed(sequence.pages))  # the end of a prompt is the least likely to be asked for again

@@ -1,4 +1,4 @@
-"""The limits that the scheduler keeps to. Pure data, checked once."""
+"""The limits that the scheduler keeps. Pure data, checked once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request and its sequences: the state that the scheduler moves along, and nothing that acts on it.
+"""A request and its sequences: the state that the scheduler changes, and nothing that acts on it.
 
 A sequence is one stream of tokens; a request with n > 1 has n of them, which share the prompt. Pure data, owned by the
 engine thread.

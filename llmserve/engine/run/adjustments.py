@@ -1,6 +1,6 @@
-"""What a sequence's parameters and tokens change about logits: sparse, and kept up with it token by token.
+"""Adjustments of a sequence's logits: its biases, penalties and bans, kept up with its tokens one by one.
 
-logit_bias, penalties and bans as the columns of `choices.Choices`. Grammar masks are not sparse, and not here.
+They are sparse: the columns `ids` and `amounts` of `ChoiceArguments`. Grammar masks are not sparse, and not here.
 """
 
 from __future__ import annotations

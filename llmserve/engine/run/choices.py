@@ -1,7 +1,7 @@
-"""What is asked of each row of logits, as arrays that a kernel takes; and choosing by them in numpy.
+"""Token-choice arguments, and the numpy reference sampler.
 
-The numpy choice is the reference of every platform's kernel and serves where there is none. What a request wants and
-what a sequence has said become these arrays in sampler.py.
+numpy's choice is the reference of every platform's kernel and serves where there is none. sampler.py makes these
+arguments of what requests ask and what sequences have said.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """How to choose a token for each of R rows of logits; `kernels.base.Choices` says it in full.
+class ChoiceArguments:
+    """The arguments by which a token is chosen for each of R rows of logits; kernels/base.py has all details.
 
     knobs float32 [R, 4]: 1 / temperature (0 is greedy), top_p, min_p, a random number in [0, 1).
     limits int32 [R, 4]: top_k (0 for all), the row's mask (-1 for none), its first adjustment, one past its last.
     ids int32 [A], amounts float32 [A, 3]: adjustments, of a row's ids no two alike: what is added, the repetition
     penalty, what is subtracted (infinity bans). masks int32 [K, words]: bit i % 32 of word i // 32 allows token i.
-    The first adjustment and the first mask are nobody's.
+    The first adjustment and the first mask belong to no row.
     """
 
     knobs: _Floats
@@ -41,7 +41,7 @@ Chosen = list[int]
 """A row's token, and the bits of its largest logit after adjustments and mask, float32: NaN's if one is. Where that is
 not finite the token is of no use."""
 
-Choose = Callable[[_Floats, Choices], list[Chosen]]
+Choose = Callable[[_Floats, ChoiceArguments], list[Chosen]]
 """(logits float32 [R, vocab], choices) → what was chosen for each row."""
 
 _MAGNITUDE, _INFINITE = 0x7FFFFFFF, 0x7F800000
@@ -57,7 +57,7 @@ def peak_of(chosen: Chosen) -> float:
     return float(np.int32(chosen[1]).view(np.float32))
 
 
-def choose_in_numpy(logits: _Floats, choices: Choices) -> list[Chosen]:
+def choose_in_numpy(logits: _Floats, choices: ChoiceArguments) -> list[Chosen]:
     """A `Choose`; the logits stay as they are."""
     chosen = []
     for raw, knobs, limits in zip(logits, choices.knobs, choices.limits, strict=True):
@@ -70,7 +70,7 @@ def choose_in_numpy(logits: _Floats, choices: Choices) -> list[Chosen]:
     return chosen
 
 
-def adjusted(raw: _Floats, limits: npt.NDArray[np.int32], choices: Choices) -> _Floats:
+def adjusted(raw: _Floats, limits: npt.NDArray[np.int32], choices: ChoiceArguments) -> _Floats:
     """A row's logits with adjustments and mask applied; `raw` itself where nothing is asked for."""
     _, mask, start, stop = limits
     if mask < 0 and start == stop:
@@ -111,7 +111,7 @@ def kept(weights: _Floats, top_k: int, top_p: float, min_p: float) -> _Ids:
 
 
 def _candidates(weights: _Floats, top_k: int, top_p: float, min_p: float) -> tuple[_Ids | None, _Floats]:
-    """What min_p keeps, or else some that are sure to hold what top_k or top_p keep: their ids (None for all), weights.
+    """Ids (None for all) and weights of what min_p keeps, or else of some that hold all that top_k or top_p keep.
 
     Real distributions are peaked: what reaches a thousandth of the largest weight is mostly enough, and little.
     """

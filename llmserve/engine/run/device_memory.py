@@ -1,4 +1,4 @@
-"""Where arrays of the host and of the device meet: one memory on a CPU, two on anything else.
+"""Memory of host and device behind one interface: shared on a CPU, two memories on anything else.
 
 What a step needs is laid out in one buffer on the host and travels in one copy; kernels get views of its mirror on the
 device. On a CPU the buffer is its own mirror, and nothing travels.
@@ -19,7 +19,7 @@ from ...weights.load import aligned, huge_memory
 
 ALIGNMENT = 256  # bytes at which views of a buffer begin: what devices ask for at most
 CHUNK_BYTES = 32 << 20  # of a parameter that is copied at once
-MAX_LAYOUTS = 256
+MAX_STAGED = 256  # sets of arrays whose views are remembered
 
 Shape = tuple[int, ...]
 Spec = tuple[Shape, str]
@@ -45,7 +45,7 @@ class Memory(Protocol):
         """A part of a buffer as a tensor; `start` is a multiple of ALIGNMENT bytes."""
 
     def reader(self, buffer: Any, start: int, shape: Shape, dtype: str) -> Callable[[], npt.NDArray[Any]]:
-        """What reads a part of a buffer: it waits for the device, and shares memory where that is possible."""
+        """A function that reads a part of a buffer: it waits for the device, and shares memory if that is possible."""
 
     def staging(self, nbytes: int) -> tuple[npt.NDArray[np.uint8], Any, Callable[[int], None]]:
         """Bytes on the host, a buffer that mirrors them, and what brings so many bytes of it up to date."""
@@ -168,7 +168,7 @@ class _Moved:
         return capsule
 
 
-class Layout:
+class StagedArrays:
     """Arrays of fixed shapes in a staging buffer.
 
     Attributes:
@@ -181,40 +181,40 @@ class Layout:
 
 
 class Staging:
-    """Lays arrays out, each on ALIGNMENT bytes. What was written stays until another layout writes there."""
+    """One buffer for arrays of many shapes, each on ALIGNMENT bytes. Values stay until other arrays are written."""
 
     def __init__(self, memory: Memory, nbytes: int = 1 << 16) -> None:
         self._memory = memory
-        self._layouts: dict[tuple[Spec, ...], Layout] = {}
+        self._staged: dict[tuple[Spec, ...], StagedArrays] = {}
         self._host, self._buffer, self._send = memory.staging(nbytes)
 
-    def layout(self, specs: tuple[Spec, ...]) -> Layout:
+    def arrays(self, specs: tuple[Spec, ...]) -> StagedArrays:
         """The same object for the same specs, as long as it is remembered: making views costs more than a call."""
-        found = self._layouts.get(specs)
+        found = self._staged.get(specs)
         if found is None:
-            if len(self._layouts) == MAX_LAYOUTS:
-                self._layouts.clear()
-            found = self._layouts[specs] = self._made(specs)
+            if len(self._staged) == MAX_STAGED:
+                self._staged.clear()
+            found = self._staged[specs] = self._lay_out(specs)
         return found
 
-    def _made(self, specs: tuple[Spec, ...]) -> Layout:
+    def _lay_out(self, specs: tuple[Spec, ...]) -> StagedArrays:
         starts, end = [], 0
         for shape, dtype in specs:
             starts.append(end)
             end += -(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT
         if end > len(self._host):
-            self._layouts.clear()
+            self._staged.clear()
             self._host, self._buffer, self._send = self._memory.staging(2 * end)
         arrays, tensors = [], []
         for start, (shape, dtype) in zip(starts, specs, strict=True):
             arrays.append(part(self._host, start, shape, dtype))
             tensors.append(self._memory.view(self._buffer, start, shape, dtype))
         send = self._send
-        return Layout(arrays, tensors, lambda: send(end))
+        return StagedArrays(arrays, tensors, lambda: send(end))
 
 
-class Rows:
-    """A tensor of which each call takes as many leading rows as it needs."""
+class RowBuffer:
+    """Memory for a tensor of which each call takes as many leading rows as it needs."""
 
     def __init__(self, memory: Memory, shape: Shape, dtype: str) -> None:
         self._memory, self._shape, self._dtype = memory, shape, dtype

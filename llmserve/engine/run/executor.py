@@ -1,4 +1,4 @@
-"""Executors hold devices. LocalExecutor: one device, in this process. A tensor-parallel one would be its sibling."""
+"""Executors: the holders of devices, which compute plans. LocalExecutor has one device, in this process."""
 
 from __future__ import annotations
 

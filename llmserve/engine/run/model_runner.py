@@ -1,4 +1,4 @@
-"""Plans become calls of the compiled model: tokens come back, or logits, or hidden states.
+"""The model runner: calls the compiled model for a plan, and returns tokens, logits or hidden states.
 
 The compiled side has no state but the pages; what it needs to know about sequences and their next tokens comes in the
 arrays of step_arrays.py. On any device, a step is one copy there, the calls, and one copy of the tokens back.
@@ -17,9 +17,9 @@ from ...backends.replay import Replayed
 from ...compile.compiled import LIBRARY_FILE, CompiledModel, start_threads
 from ...weights.load import load_params
 from ..plan.scheduler import ScheduledSequence
-from .choices import Choices, Chosen
-from .device_memory import HostMemory, Layout, Memory, Rows, Staging, memory_of
-from .step_arrays import INDICES, ROWS, Ints, StepArrays
+from .choices import ChoiceArguments, Chosen
+from .device_memory import HostMemory, Memory, RowBuffer, StagedArrays, Staging, memory_of
+from .step_arrays import INDICES, Ints, StepArrays
 from .virtual_machine import load_library
 
 
@@ -27,7 +27,7 @@ class ModelRunner:
     """The loaded library, its parameters and the pages. Belongs to the thread that made it, as TVM's scratch does.
 
     Attributes:
-        COMPILED: the attributes that hold the compiled calls of a step, for who wants to watch them.
+        COMPILED: the attributes that hold the compiled calls of a step, for those that time them.
     """
 
     COMPILED = ("_next", "_step")
@@ -58,10 +58,10 @@ class ModelRunner:
             [self._memory.tensor(page_shape, interface.page_dtype) for _ in range(interface.num_layers)]
         )
         self._arrays = StepArrays(Staging(self._memory), interface.page_size, interface.query_tile)
-        self._logits = Rows(self._memory, (interface.max_num_seqs, interface.vocab_size), "float32")
-        self._chosen = Rows(self._memory, (interface.max_num_seqs, 2), "int32")
+        self._logits = RowBuffer(self._memory, (interface.max_num_seqs, interface.vocab_size), "float32")
+        self._chosen = RowBuffer(self._memory, (interface.max_num_seqs, 2), "int32")
 
-    def choose(self, plan: Items[ScheduledSequence], choices: Choices) -> list[Chosen]:
+    def choose(self, plan: Items[ScheduledSequence], choices: ChoiceArguments) -> list[Chosen]:
         """Compute a plan; its keys and values are in the pages afterwards. Returns what a `choices.Choose` does, for
         each scheduled sequence that samples, in order."""
         count = len(choices.knobs)
@@ -87,7 +87,7 @@ class ModelRunner:
         """The logits float32 [vocab] that a row's token was chosen from by the last `choose`."""
         return self._logits.read_row(row)
 
-    def choose_from(self, logits: npt.NDArray[np.float32], choices: Choices) -> list[Chosen]:
+    def choose_from(self, logits: npt.NDArray[np.float32], choices: ChoiceArguments) -> list[Chosen]:
         """A `choices.Choose` by the platform's kernel; at most max_num_seqs rows."""
         tensors = self._arrays.of_choices(choices).tensors
         self._sample(self._memory.put(logits), *tensors, self._chosen.first(len(logits)))
@@ -105,8 +105,8 @@ class ModelRunner:
         self._head(self._memory.put(hidden), self._logits.first(len(hidden)), self._params)
         return self._logits.read(len(hidden))
 
-    def _compute(self, staged: Layout) -> None:
-        logits = self._logits.first(len(staged.arrays[ROWS]))
+    def _compute(self, staged: StagedArrays) -> None:
+        logits = self._logits.first(len(staged.arrays[INDICES - 1]))
         self._step(*staged.tensors[:INDICES], *self._rope, logits, self.pages, self._params)
 
     def _read(self, count: int) -> list[Chosen]:

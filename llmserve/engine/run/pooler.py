@@ -1,4 +1,4 @@
-"""Hidden states → one vector of unit length per prompt, also where a prompt comes in several chunks. numpy on the host.
+"""The pooler: one vector of unit length per prompt from hidden states, also of a prompt in several chunks. numpy.
 
 A mean is summed here from chunk to chunk, in float64, so that how a prompt was cut shows in no digit that float32 has.
 """

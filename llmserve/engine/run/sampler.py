@@ -1,8 +1,8 @@
-"""What sequences ask of their next tokens becomes arrays, and the tokens that a kernel chose become results.
+"""The sampler: what sequences ask of their next tokens as arrays, and the tokens that a kernel chose as results.
 
-A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. The
-choice itself is a kernel's (or numpy's, in choices.py), logits stay on the device unless their probabilities are asked
-for. Nothing is kept here that could not be read from the sequences again.
+A row's token depends on its logits, its parameters and its own random number, never on the rest of the batch. A kernel
+chooses (or numpy, in choices.py); logits stay on the device unless their probabilities are asked for. Nothing is kept
+here that could not be read from the sequences again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Collection
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -23,7 +23,7 @@ from ..plan.outputs import SampledToken, TokenLogprob
 from ..plan.scheduler import Sampled
 from ..plan.sequence import Sequence
 from .adjustments import Adjustments, adjusts
-from .choices import Choices, Choose, Chosen, choose_in_numpy, is_finite, peak_of
+from .choices import ChoiceArguments, Choose, Chosen, choose_in_numpy, is_finite, peak_of
 
 _Floats = npt.NDArray[np.float32]
 
@@ -32,8 +32,8 @@ _UNIFORMS = 8  # random numbers in a digest
 
 
 @dataclass(slots=True)
-class Batch:
-    """Rows that are to be sampled, in order, and what of each of them has to be looked at in every step.
+class SamplingBatch:
+    """Items that are to be sampled, in order, and what of each of them has to be looked at in every step.
 
     Attributes:
         choices: for the kernel.
@@ -41,7 +41,7 @@ class Batch:
     """
 
     sequences: list[Sequence]
-    choices: Choices
+    choices: ChoiceArguments
     errors: dict[int, EngineError] = field(default_factory=dict)
     _drawn: list[int] = field(default_factory=list)
     _changing: list[int] = field(default_factory=list)  # rows with a matcher, or adjustments
@@ -60,16 +60,16 @@ class Sampler:
         self._eos = tuple(eos_token_ids)
         self._choose = choose
         self._adjustments: dict[Sequence, Adjustments] = {}  # of the last batch's sequences
-        self._last: Batch | None = None
+        self._last: SamplingBatch | None = None
 
-    def sample(self, logits: npt.NDArray[np.floating], sequences: Rows[Sequence]) -> list[Sampled]:
+    def sample(self, logits: npt.NDArray[np.floating], sequences: Items[Sequence]) -> list[Sampled]:
         """One result per row of `logits` (rows × vocabulary, float32): a token, or the error that ends its sequence."""
         raw = logits.astype(np.float32, copy=False)
         batch = self.prepare(sequences, raw.shape[1])
         return self.finish(batch, self._choose(raw, batch.choices), lambda row: raw[row])
 
-    def prepare(self, sequences: Rows[Sequence], vocab_size: int) -> Batch:
-        """What to ask of a kernel for the next token of each of these. Valid until the next call."""
+    def prepare(self, sequences: Items[Sequence], vocab_size: int) -> SamplingBatch:
+        """The arguments of a kernel for the next token of each sequence. Valid until the next call."""
         batch, self._last = self._last, None
         if batch is None or batch.sequences != sequences:  # sequences are equal if they are the same
             batch = _new_batch(list(sequences), vocab_size)
@@ -84,11 +84,11 @@ class Sampler:
             self._last = batch
         return batch
 
-    def finish(self, batch: Batch, chosen: list[Chosen], logits: Callable[[int], _Floats]) -> list[Sampled]:
+    def finish(self, batch: SamplingBatch, chosen: list[Chosen], logits: Callable[[int], _Floats]) -> list[Sampled]:
         """A result for each row from what a `Choose` gave; `logits` is asked for the rows that report on them."""
         results: list[Sampled] = [
-            SampledToken(its[0]) if is_finite(its[1]) else _not_finite(sequence, peak_of(its))
-            for sequence, its in zip(batch.sequences, chosen, strict=True)
+            SampledToken(one[0]) if is_finite(one[1]) else _not_finite(sequence, peak_of(one))
+            for sequence, one in zip(batch.sequences, chosen, strict=True)
         ]
         for row in batch._reported:
             result = results[row]
@@ -98,7 +98,7 @@ class Sampler:
             results[row] = error
         return results
 
-    def _adjust(self, batch: Batch, vocab_size: int) -> None:
+    def _adjust(self, batch: SamplingBatch, vocab_size: int) -> None:
         """Masks and adjustments of this step."""
         masks: list[bytes] = []
         rows: list[tuple[int, Adjustments, bool]] = []
@@ -123,7 +123,7 @@ class Sampler:
                     own = self._adjustments[sequence] = Adjustments(params, self._eos)
                 own.update(sequence)
                 banned = sequence.num_generated_tokens < params.min_tokens
-                if banned and mask is not None:  # a grammar that allows nothing but the end has its way
+                if banned and mask is not None:  # a grammar that allows nothing but the end wins
                     banned = _allows_others(mask, own.ends, vocab_size)
                 limits[row, 2:] = end, end + len(own)
                 end += len(own)
@@ -132,14 +132,14 @@ class Sampler:
         for row, own, banned in rows:
             _, _, start, stop = limits[row]
             own.write(ids[start:stop], amounts[start:stop], banned)
-        batch.choices = Choices(batch.choices.knobs, limits, ids, amounts, _words(masks, vocab_size))
+        batch.choices = ChoiceArguments(batch.choices.knobs, limits, ids, amounts, _mask_words(masks, vocab_size))
 
 
-def _new_batch(sequences: list[Sequence], vocab_size: int) -> Batch:
-    """Rows as their parameters alone have them."""
+def _new_batch(sequences: list[Sequence], vocab_size: int) -> SamplingBatch:
+    """Items as their parameters alone have them."""
     knobs, limits = np.zeros((len(sequences), 4), np.float32), np.zeros((len(sequences), 4), np.int32)
     ids, amounts = np.zeros(1, np.int32), np.zeros((1, 3), np.float32)
-    batch = Batch(sequences, Choices(knobs, limits, ids, amounts, _words([], vocab_size)))
+    batch = SamplingBatch(sequences, ChoiceArguments(knobs, limits, ids, amounts, _mask_words([], vocab_size)))
     for row, sequence in enumerate(sequences):
         params = sequence.request.params
         limits[row] = max(params.top_k, 0), -1, 0, 0
@@ -153,8 +153,8 @@ def _new_batch(sequences: list[Sequence], vocab_size: int) -> Batch:
     return batch
 
 
-def _words(masks: list[bytes], vocab_size: int) -> npt.NDArray[np.int32]:
-    """Masks of any lengths as rows of words, after nobody's; what lies beyond a mask's end may not be chosen."""
+def _mask_words(masks: list[bytes], vocab_size: int) -> npt.NDArray[np.int32]:
+    """Masks of any lengths as rows of words, after an unused first; what lies beyond a mask's end may not be chosen."""
     words = np.zeros((1 + len(masks), -(-vocab_size // 32)), "<i4")
     for row, mask in zip(words.view(np.uint8)[1:], masks, strict=True):
         row[: len(mask)] = np.frombuffer(mask, np.uint8)[: len(row)]

@@ -1,4 +1,4 @@
-"""Hidden states → log-probabilities of a prompt's tokens, also where it comes in several chunks. numpy on the host.
+"""The scorer: log-probabilities of a prompt's tokens from hidden states, also of a prompt in several chunks. numpy.
 
 The buffer of logits has a row for each running sequence, and a prompt has more tokens than that: so hidden states go
 through the model's head a few at a time. The last of them gives the first token of the answer, as it does elsewhere.
@@ -30,7 +30,7 @@ class Scorer:
         self._scores: dict[int, list[TokenLogprob]] = {}
 
     def score(self, plan: Items[ScheduledSequence], hidden: npt.NDArray[np.floating]) -> Mapping[int, Sampled]:
-        """What becomes of the prompts that end in this plan; `hidden` has a row for each of its tokens."""
+        """The results of the prompts that end in this plan; `hidden` has a row for each of its tokens."""
         results: dict[int, Sampled] = {}
         start = 0
         for item in plan:

@@ -1,4 +1,4 @@
-"""Arrays of a step, staged for the device: a plan as the rows of kernels.step.INDEX, its choices as those of CHOICE.
+"""The arrays of a step: a plan and its token choices as `kernels.base` takes them, staged for the device.
 
 A batch that decodes on, token by token, differs from its last step in three numbers a sequence, and only these are
 written. numpy on the host; no calls of compiled code.
@@ -16,17 +16,18 @@ import numpy.typing as npt
 from ...kernels import step
 from ..plan.scheduler import ScheduledSequence
 from ..plan.sequence import Sequence
-from .choices import Choices
-from .device_memory import Layout, Spec, Staging
+from .choices import ChoiceArguments
+from .device_memory import Spec, StagedArrays, Staging
 
 Ints = npt.NDArray[np.int32]
 
 INDICES = len(step.INDEX)
 """Arrays that say what to compute; those that say how to choose follow."""
+WANTED = step.index_of("logit_rows")
+"""Which of them says the rows whose results are wanted."""
 _TABLES, _STARTS = step.index_of("page_values"), step.index_of("page_indptr")
-ROWS = step.index_of("logit_rows")
 _NEWS = [step.index_of(name) for name in ("token_ids", "positions", "slots")]
-_PAGES_TOGETHER = 64  # the arrays' lengths are multiples of these, so that few layouts serve all steps
+_PAGES_TOGETHER = 64  # the arrays' lengths are multiples of these, so that few sets of staged arrays serve all steps
 _TABLE_ROOM = 8  # tables begin so many entries apart or a multiple of it, and may grow until the next begins
 _ADJUSTMENTS_TOGETHER = 256
 
@@ -35,12 +36,12 @@ _ADJUSTMENTS_TOGETHER = 256
 class _Decode:
     """A step in which each of some sequences computed its last known token, as it lies in the staging buffer."""
 
-    layout: Layout
+    staged: StagedArrays
     sequences: list[Sequence]
     tables: list[list[int]]  # the very lists, which grow while their sequence runs and are replaced when it starts over
     last_pages: list[int]  # index in its table
-    choices: Choices
-    news: tuple[memoryview, ...]  # token_ids, positions, slots: a number is written sooner there than in an array
+    choices: ChoiceArguments
+    inputs: tuple[memoryview, ...]  # token_ids, positions, slots: faster to write a number to than an array
 
 
 class StepArrays:
@@ -51,11 +52,13 @@ class StepArrays:
         self._staging, self._page_size, self._query_tile = staging, page_size, query_tile
         self._last: _Decode | None = None
 
-    def of_plan(self, plan: Items[ScheduledSequence], rows: Ints | None, choices: Choices | None = None) -> Layout:
-        """On the device: the rows of step.INDEX, of which the wanted rows are the last ones of who samples unless
-        `rows` says which; then those of `choices`."""
-        layout = self._decoded_on(plan, choices) if rows is None and choices is not None else None
-        if layout is None:
+    def of_plan(
+        self, plan: Items[ScheduledSequence], rows: Ints | None, choices: ChoiceArguments | None = None
+    ) -> StagedArrays:
+        """On the device: token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values and the
+        wanted rows (`rows`, or else the last of each sequence that samples); then those of `choices`."""
+        staged = self._continued(plan, choices) if rows is None and choices is not None else None
+        if staged is None:
             arrays, last = self._flattened(plan)
             wanted = last if rows is None else rows
             # Nobody samples in a pure prefill chunk; one row keeps the shapes non-empty, and its results are dropped.
@@ -63,35 +66,35 @@ class StepArrays:
             lengths = [len(array) for array in arrays]
             lengths[_TABLES] = _rounded_up(lengths[_TABLES], _PAGES_TOGETHER)
             specs = tuple([((length,), "int32") for length in lengths])
-            layout = self._staging.layout(specs + (_specs(choices) if choices is not None else ()))
-            for array, values in zip(layout.arrays, arrays, strict=False):
+            staged = self._staging.arrays(specs + (_specs(choices) if choices is not None else ()))
+            for array, values in zip(staged.arrays, arrays, strict=False):
                 array[: len(values)] = values
             self._last = None
             if choices is not None:
-                _write(layout.arrays[INDICES:], choices)
+                _write(staged.arrays[INDICES:], choices)
                 if len(last) == len(plan) == lengths[0]:
                     sequences = [item.sequence for item in plan]
                     last_pages = [s.num_computed_tokens // self._page_size for s in sequences]
                     tables = [s.pages for s in sequences]
-                    news = tuple(layout.arrays[i].data for i in _NEWS)
-                    self._last = _Decode(layout, sequences, tables, last_pages, choices, news)
-        layout.send()
-        return layout
+                    inputs = tuple(staged.arrays[i].data for i in _NEWS)
+                    self._last = _Decode(staged, sequences, tables, last_pages, choices, inputs)
+        staged.send()
+        return staged
 
-    def of_choices(self, choices: Choices) -> Layout:
+    def of_choices(self, choices: ChoiceArguments) -> StagedArrays:
         """On the device: the arrays of `choices` alone."""
         self._last = None
-        layout = self._staging.layout(_specs(choices))
-        _write(layout.arrays, choices)
-        layout.send()
-        return layout
+        staged = self._staging.arrays(_specs(choices))
+        _write(staged.arrays, choices)
+        staged.send()
+        return staged
 
-    def _decoded_on(self, plan: Items[ScheduledSequence], choices: Choices) -> Layout | None:
+    def _continued(self, plan: Items[ScheduledSequence], choices: ChoiceArguments) -> StagedArrays | None:
         """The last step's arrays, if this one only goes on by a token in each sequence; None if not."""
         last, size = self._last, self._page_size
         if last is None or [item.sequence for item in plan] != last.sequences:
             return None
-        token_ids, positions, slots = last.news
+        token_ids, positions, slots = last.inputs
         grown = []
         for row, item in enumerate(plan):
             sequence, table = item.sequence, last.tables[row]
@@ -106,8 +109,8 @@ class StepArrays:
             token_ids[row] = sequence.token_ids[at]
             positions[row] = at
             slots[row] = table[page] * size + at % size
-        layout = last.layout
-        arrays = layout.arrays
+        staged = last.staged
+        arrays = staged.arrays
         if choices is not last.choices:
             if tuple((array.shape, str(array.dtype)) for array in arrays[INDICES:]) != _specs(choices):
                 return None
@@ -118,7 +121,7 @@ class StepArrays:
         for row in grown:
             page = last.last_pages[row] = positions[row] // size
             arrays[_TABLES][arrays[_STARTS][row] + page] = last.tables[row][page]
-        return layout
+        return staged
 
     def _flattened(self, plan: Items[ScheduledSequence]) -> tuple[list[Any], list[int]]:
         """The step's index arrays, less the wanted rows; and the last row of each sequence that samples."""
@@ -145,15 +148,20 @@ class StepArrays:
         return [token_ids, positions, slots, *zip(*tiles, strict=True), indptr, values], last
 
 
-def _specs(choices: Choices) -> tuple[Spec, ...]:
-    # One is nobody's, and by there being no more a device can know that there is nothing to adjust.
+def _specs(choices: ChoiceArguments) -> tuple[Spec, ...]:
+    # One belongs to no row; where there are no more, a device knows that there is nothing to adjust.
     room = _rounded_up(len(choices.ids) - 1, _ADJUSTMENTS_TOGETHER) + 1
-    masks, words = choices.masks.shape
-    known = {"num_logits": len(choices.knobs), "num_adjustments": room, "num_masks": masks, "mask_words": words}
-    return tuple((tuple(row.shape(known)), row.dtype) for row in step.CHOICE)
+    rows = choices.knobs.shape
+    return (
+        (rows, "float32"),
+        (rows, "int32"),
+        ((room,), "int32"),
+        ((room, 3), "float32"),
+        (choices.masks.shape, "int32"),
+    )
 
 
-def _write(arrays: Items[npt.NDArray[Any]], choices: Choices) -> None:
+def _write(arrays: Items[npt.NDArray[Any]], choices: ChoiceArguments) -> None:
     """What lies beyond the adjustments belongs to no row."""
     knobs, limits, ids, amounts, masks = arrays
     knobs[:], limits[:], masks[:] = choices.knobs, choices.limits, choices.masks

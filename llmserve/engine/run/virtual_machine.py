@@ -1,7 +1,7 @@
-"""TVM's virtual machine, by its runtime alone: a compiled library becomes functions without importing `tvm`.
+"""TVM's virtual machine by its runtime alone: a compiled library becomes functions without importing `tvm`.
 
 That package is the compiler, and takes most of a second and a hundred megabytes; running a library takes a small shared
-object of it. What is done here is what `tvm.runtime.vm.VirtualMachine` does. Both may be used in one process.
+object of it. This does what `tvm.runtime.vm.VirtualMachine` does. Both may be used in one process.
 """
 
 from __future__ import annotations

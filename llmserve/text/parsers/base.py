@@ -1,4 +1,4 @@
-"""What a model's text is made of: words, reasoning and calls of tools, told apart as the text arrives.
+"""The parts of a model's text (words, reasoning, calls of tools), and the parser that tells them apart as it arrives.
 
 A parser takes text in pieces of any size and gives parts. What it gives does not depend on the pieces: parts folded are
 the same however the text was cut. Nothing is lost: text that looked like a call and was none comes out as text.
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Words for the reader."""
+class TextPart:
+    """Text for the reader."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
-    """What the model thought before it answered."""
+class ReasoningPart:
+    """Reasoning before the answer."""
 
     text: str
 
@@ -41,7 +41,7 @@ class ToolCallArguments:
     json: str
 
 
-Part = Text | Reasoning | ToolCallBegin | ToolCallArguments
+Part = TextPart | ReasoningPart | ToolCallBegin | ToolCallArguments
 
 
 class OutputParser:
@@ -56,16 +56,16 @@ class OutputParser:
     may_reason = False
 
     def feed(self, text: str) -> list[Part]:
-        """What is certain now that this text has come too."""
-        return [Text(text)] if text else []
+        """The parts that are certain with this text."""
+        return [TextPart(text)] if text else []
 
     def finish(self) -> list[Part]:
-        """What was held back, at the end of the text. Nothing may be fed afterwards."""
+        """The parts that were held back, at the end of the text. Nothing may be fed afterwards."""
         return []
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class ParsedCall:
     """A whole call; `arguments` is JSON."""
 
     call_id: str
@@ -79,24 +79,24 @@ class ParsedOutput:
 
     text: str = ""
     reasoning: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[ParsedCall, ...] = ()
 
 
 def fold_parts(parts: Iterable[Part]) -> ParsedOutput:
-    """The answer that a stream of parts comes to."""
+    """The answer that a stream of parts amounts to."""
     text: list[str] = []
     reasoning: list[str] = []
     begun: list[ToolCallBegin] = []
     arguments: list[list[str]] = []
     for part in parts:
-        if isinstance(part, Text):
+        if isinstance(part, TextPart):
             text.append(part.text)
-        elif isinstance(part, Reasoning):
+        elif isinstance(part, ReasoningPart):
             reasoning.append(part.text)
         elif isinstance(part, ToolCallBegin):
             begun.append(part)
             arguments.append([])
         else:
             arguments[part.index].append(part.json)
-    calls = tuple(ToolCall(call.call_id, call.name, "".join(its)) for call, its in zip(begun, arguments, strict=True))
+    calls = tuple(ParsedCall(call.call_id, call.name, "".join(its)) for call, its in zip(begun, arguments, strict=True))
     return ParsedOutput("".join(text), "".join(reasoning), calls)

@@ -1,4 +1,4 @@
-"""What the formats of tool calls have in common: text around calls, calls as JSON objects, calls that are none.
+"""The common part of all formats of tool calls: text around calls, calls as JSON objects, text that looks like one.
 
 A call is given on from the moment that its name and the beginning of its arguments are known, and then streamed.
 Until then it may turn out to be text, and comes out as it went in: so does a call of a function that was not offered,
@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from .base import OutputParser, Part, Text, ToolCallArguments, ToolCallBegin
-from .stream import Give, NotThisError, Reading, Source, json_string, json_value
+from .base import OutputParser, Part, TextPart, ToolCallArguments, ToolCallBegin
+from .stream import CharSource, Emit, MismatchError, Reading, json_string, json_value
 
 _MEMBERS = ("name", "arguments", "parameters", "id", "type", "index")  # an object with others is no call
 _MAX_HELD = 64  # characters of white space that wait for what comes after them
@@ -46,23 +46,23 @@ class CallParser(OutputParser, ABC):
         self._names = names
         self._parallel = parallel
         self._new_id = new_id or self.new_id
-        self._source = Source()
+        self._source = CharSource()
         self._parts: list[Part] = []
         self._num_calls = 0
-        self._spoken = False
-        self._machine = self._read()
-        next(self._machine)
+        self._has_text = False
+        self._reading = self._read()
+        next(self._reading)
 
     def feed(self, text: str) -> list[Part]:
         for char in text:
-            self._machine.send(char)
-        return self._taken()
+            self._reading.send(char)
+        return self._take_parts()
 
     def finish(self) -> list[Part]:
         try:
-            self._machine.send("")
+            self._reading.send("")
         except StopIteration:
-            return self._taken()
+            return self._take_parts()
         raise AssertionError("a format reads on after the end of the text")
 
     @abstractmethod
@@ -80,33 +80,33 @@ class CallParser(OutputParser, ABC):
         suspicious = {*"".join(markers), *" \t\r\n"}
         while char := (yield from source.take()):
             if char not in suspicious:
-                self._say_held()
+                self._emit_held()
                 continue
             held = source.held
             found = next((m for m in markers if held.endswith(m)), "")
             keep = len(found) or max((overlap(held, m) for m in markers), default=0)
             text = trimmed(held[: len(held) - keep])
             source.held = held[len(text) :]
-            self._say(text)
+            self._emit_text(text)
             if found:
                 return found
         if self._num_calls and not source.held.strip():
             source.held = ""
-        self._say_held()
+        self._emit_held()
         return ""
 
-    def _say(self, text: str) -> None:
-        if self._num_calls and not self._spoken:
+    def _emit_text(self, text: str) -> None:
+        if self._num_calls and not self._has_text:
             text = text.lstrip(" \t\r\n")
         if text:
-            self._spoken = True
-            self._parts.append(Text(text))
+            self._has_text = True
+            self._parts.append(TextPart(text))
 
-    def _say_held(self) -> None:
+    def _emit_held(self) -> None:
         text, self._source.held = self._source.held, ""
-        self._say(text)
+        self._emit_text(text)
 
-    def _begin(self, name: str) -> Give:
+    def _begin(self, name: str) -> Emit:
         """A call begins; returns what takes its arguments."""
         index, self._num_calls = self._num_calls, self._num_calls + 1
         wanted = self._parallel or index == 0
@@ -114,19 +114,19 @@ class CallParser(OutputParser, ABC):
         if wanted:
             self._parts.append(ToolCallBegin(index, self._new_id(), name))
 
-        def give(json_text: str) -> None:
+        def emit(json_text: str) -> None:
             self._source.held = ""
             if wanted and json_text:
                 self._parts.append(ToolCallArguments(index, json_text))
 
-        return give
+        return emit
 
     def _object(self) -> Reading[bool]:
         """Take `{"name": …, "arguments": {…}}`. False if this is no call, of which all is still held then."""
         source = self._source
         name: str | None = None
         early: str | None = None  # arguments that came before the name, or are no object
-        give: Give | None = None
+        emit: Emit | None = None
         complete = False
         try:
             yield from source.expect("{")
@@ -134,7 +134,7 @@ class CallParser(OutputParser, ABC):
                 yield from source.space()
                 key = json.loads((yield from _collected(source, json_string)))
                 if key not in _MEMBERS:
-                    raise NotThisError
+                    raise MismatchError
                 yield from source.space()
                 yield from source.expect(":")
                 yield from source.space()
@@ -142,9 +142,9 @@ class CallParser(OutputParser, ABC):
                     name = json.loads((yield from _collected(source, json_string)))
                     if name not in self._names:
                         return False
-                elif key in _ARGUMENTS and name is not None and (yield from source.peek()) == "{" and not give:
-                    give = self._begin(name)
-                    yield from json_value(source, give)
+                elif key in _ARGUMENTS and name is not None and (yield from source.peek()) == "{" and not emit:
+                    emit = self._begin(name)
+                    yield from json_value(source, emit)
                     complete = True
                 else:
                     value = yield from _collected(source, json_value)
@@ -154,11 +154,11 @@ class CallParser(OutputParser, ABC):
                     yield from source.take()
                     break
                 yield from source.expect(",")
-        except NotThisError:
-            if give and not complete:
-                yield from self._spill(give)
-            return give is not None
-        if give is None:
+        except MismatchError:
+            if emit and not complete:
+                yield from self._emit_rest(emit)
+            return emit is not None
+        if emit is None:
             arguments = _as_object(early)
             if name is None or arguments is None:
                 return False
@@ -166,28 +166,28 @@ class CallParser(OutputParser, ABC):
         source.held = ""
         return True
 
-    def _spill(self, give: Give) -> Reading[None]:
+    def _emit_rest(self, emit: Emit) -> Reading[None]:
         """Pass the rest of a broken call on, up to where the format would have it end."""
         source = self._source
-        give(source.held)
+        emit(source.held)
         while (yield from source.peek()):
             yield from source.take()
             if self.end and source.held.endswith(self.end):
-                give(source.held.removesuffix(self.end).rstrip())
+                emit(source.held.removesuffix(self.end).rstrip())
                 return
             known = len(source.held) - overlap(source.held, self.end)
             rest = source.held[known:]
-            give(source.held[:known])
+            emit(source.held[:known])
             source.held = rest
-        give(source.held)
+        emit(source.held)
 
-    def _taken(self) -> list[Part]:
+    def _take_parts(self) -> list[Part]:
         """The parts since the last time, neighbours joined."""
         joined: list[Part] = []
         for kind, parts in groupby(self._parts, lambda part: (type(part), getattr(part, "index", None))):
             its = list(parts)
-            if kind[0] is Text:
-                joined.append(Text("".join(p.text for p in its if isinstance(p, Text))))
+            if kind[0] is TextPart:
+                joined.append(TextPart("".join(p.text for p in its if isinstance(p, TextPart))))
             elif kind[0] is ToolCallArguments:
                 pieces = [p for p in its if isinstance(p, ToolCallArguments)]
                 joined.append(ToolCallArguments(pieces[0].index, "".join(p.json for p in pieces)))
@@ -210,7 +210,7 @@ Marker = Callable[[str], str]  # a marker as a grammar writes it: a special toke
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class CallFormat:
     """One way of writing calls.
 
     Attributes:
@@ -246,14 +246,14 @@ def trimmed(text: str) -> str:
 
 
 def overlap(text: str, marker: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `marker`, which is not whole there."""
+    """The number of characters at the end of `text` that may be the beginning of `marker`, not whole there."""
     for size in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:size]):
             return size
     return 0
 
 
-def _collected(source: Source, reader: Callable[[Source, Give], Reading[None]]) -> Reading[str]:
+def _collected(source: CharSource, reader: Callable[[CharSource, Emit], Reading[None]]) -> Reading[str]:
     """A reader's text, whole; it stays held."""
     pieces: list[str] = []
     yield from reader(source, pieces.append)

@@ -1,10 +1,10 @@
-"""Hermes, Qwen 2.5 and 3 and many others: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, a tag for a call."""
+"""Calls of Hermes, Qwen 2.5, 3 and many others: `<tool_call>{"name": …, "arguments": {…}}</tool_call>` each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .calls import CallParser, Format, Function, Marker, json_calls, quoted
+from .calls import CallFormat, CallParser, Function, Marker, json_calls, quoted
 from .stream import Reading
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
@@ -20,7 +20,7 @@ class HermesParser(CallParser):
             if (yield from self._object()):
                 yield from self._close()
             else:
-                self._say_held()
+                self._emit_held()
 
     def _close(self) -> Reading[None]:
         """Drop the end tag, and closing braces too many before it; what else is there is text."""
@@ -41,4 +41,4 @@ def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> st
     return f"calls: tagged{more}\n{tagged}\n{json_calls(functions)}"
 
 
-FORMAT = Format("hermes", HermesParser, (_BEGIN,), (_BEGIN, _END), _constraint)
+FORMAT = CallFormat("hermes", HermesParser, (_BEGIN,), (_BEGIN, _END), _constraint)

@@ -1,4 +1,4 @@
-"""For templates that take tools in a way that is not known here: the answer is a call as JSON, or a list of calls.
+"""Calls as plain JSON, one or a list of them, for templates that show tools in no known way.
 
 A Markdown fence around it is taken off. JSON that does not begin the answer is text.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .calls import CallParser, Format, Function, Marker, json_calls, quoted
-from .stream import NotThisError, Reading
+from .calls import CallFormat, CallParser, Function, Marker, json_calls, quoted
+from .stream import MismatchError, Reading
 
 _FENCE = "```"
 
@@ -30,14 +30,14 @@ class JsonParser(CallParser):
             yield from source.space()
         if self._num_calls and not source.held.strip(" \t\r\n,;"):
             yield from self._close(many, fenced)
-        self._say_held()
+        self._emit_held()
         yield from self._text()
 
     def _fence(self) -> Reading[bool]:
         source = self._source
         try:
             yield from source.expect(_FENCE)
-        except NotThisError:
+        except MismatchError:
             return False
         yield from source.identifier()
         yield from source.space()
@@ -50,7 +50,7 @@ class JsonParser(CallParser):
                 yield from source.expect(wanted)
                 yield from source.space()
                 source.held = ""
-        except NotThisError:
+        except MismatchError:
             pass
 
 
@@ -59,4 +59,4 @@ def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> st
     return f"calls:{more}\n{json_calls(functions)}"
 
 
-FORMAT = Format("json", JsonParser, (), (), _constraint)
+FORMAT = CallFormat("json", JsonParser, (), (), _constraint)

@@ -1,4 +1,4 @@
-"""Llama 3.1 to 3.3: the whole answer is `{"name": …, "parameters": {…}}`, or follows `<|python_tag|>`.
+"""Calls of Llama 3.1 to 3.3: the whole answer is `{"name": …, "parameters": {…}}`, or follows `<|python_tag|>`.
 
 Several calls are separated by semicolons. An object that is not at the beginning of the answer is text.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .calls import CallParser, Format, Function, Marker, json_calls, quoted
+from .calls import CallFormat, CallParser, Function, Marker, json_calls, quoted
 from .stream import Reading
 
 _TAG = "<|python_tag|>"
@@ -25,7 +25,7 @@ class Llama3JsonParser(CallParser):
                     yield from source.space()
             if self._num_calls and not source.held.strip(" \t\r\n;,"):
                 source.held = ""
-            self._say_held()
+            self._emit_held()
             if not (yield from self._text(_TAG)):
                 return
             yield from source.space()
@@ -36,4 +36,4 @@ def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> st
     return f"calls: call{more}\n{json_calls(functions, 'parameters')}"
 
 
-FORMAT = Format("llama3_json", Llama3JsonParser, ('"parameters": ', _TAG), (_TAG,), _constraint)
+FORMAT = CallFormat("llama3_json", Llama3JsonParser, ('"parameters": ', _TAG), (_TAG,), _constraint)

@@ -1,6 +1,6 @@
-"""Mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, and since version 11 `[TOOL_CALLS]name[ARGS]{…}` per call.
+"""Calls of Mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, and since version 11 `[TOOL_CALLS]name[ARGS]{…}`.
 
-Their ids have nine letters and digits, which their templates insist on.
+Their ids have nine letters and digits, which Mistral's templates insist on.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import secrets
 import string
 from collections.abc import Sequence
 
-from .calls import CallParser, Format, Function, Marker, json_calls, quoted
-from .stream import NotThisError, Reading, json_value
+from .calls import CallFormat, CallParser, Function, Marker, json_calls, quoted
+from .stream import MismatchError, Reading, json_value
 
 _CALLS, _ARGS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def _nine() -> str:
+def _new_call_id() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
 
 class MistralParser(CallParser):
-    new_id = staticmethod(_nine)
+    new_id = staticmethod(_new_call_id)
 
     def _read(self) -> Reading[None]:
         source = self._source
@@ -38,7 +38,7 @@ class MistralParser(CallParser):
         while True:
             yield from source.space()
             if not (yield from self._object()):
-                self._say_held()
+                self._emit_held()
                 return
             yield from source.space()
             char = yield from source.peek()
@@ -51,10 +51,10 @@ class MistralParser(CallParser):
     def _named(self) -> Reading[None]:
         source = self._source
         name = yield from source.identifier()
-        give = None
+        emit = None
         try:
             if name not in self._names:
-                raise NotThisError
+                raise MismatchError
             if (yield from source.peek()) == "[":
                 yield from source.take()
                 if (yield from source.peek()) == "C":
@@ -64,14 +64,14 @@ class MistralParser(CallParser):
                 yield from source.expect(_ARGS[1:])
             yield from source.space()
             if (yield from source.peek()) != "{":
-                raise NotThisError
-            give = self._begin(name)
-            yield from json_value(source, give)
-        except NotThisError:
-            if give is None:
-                self._say_held()
+                raise MismatchError
+            emit = self._begin(name)
+            yield from json_value(source, emit)
+        except MismatchError:
+            if emit is None:
+                self._emit_held()
             else:
-                yield from self._spill(give)
+                yield from self._emit_rest(emit)
 
 
 def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> str:
@@ -79,4 +79,4 @@ def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> st
     return f'calls: {marker(_CALLS)} "[" call{more} "]"\n{json_calls(functions)}'
 
 
-FORMAT = Format("mistral", MistralParser, (_CALLS,), (_CALLS, _ARGS, _CALL_ID), _constraint)
+FORMAT = CallFormat("mistral", MistralParser, (_CALLS,), (_CALLS, _ARGS, _CALL_ID), _constraint)

@@ -1,11 +1,11 @@
-"""Python's literals, rewritten as JSON while they come: strings, numbers, True, None, lists, tuples and dicts."""
+"""Python literals rewritten as JSON while they arrive: strings, numbers, True, None, lists, tuples, dicts."""
 
 from __future__ import annotations
 
 import json
 import re
 
-from .stream import Give, NotThisError, Reading, Source
+from .stream import CharSource, Emit, MismatchError, Reading
 
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _NUMBER = re.compile(r"[-+]?(?:(0|[1-9][0-9_]*)(\.[0-9]*)?|(\.[0-9]+))([eE][-+]?[0-9]+)?")
@@ -15,23 +15,23 @@ _DIGITS = {"x": 2, "u": 4, "U": 8}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
-def python_value(source: Source, give: Give) -> Reading[None]:
+def python_value(source: CharSource, emit: Emit) -> Reading[None]:
     """Take a literal, giving its JSON on as it comes. Raises NotThisError; what was given until then stays given."""
     open_brackets: list[str] = []
     while True:
         opening = yield from source.peek()
         if opening and opening in "\"'":
-            yield from _string(source, give)
+            yield from _string(source, emit)
         elif opening in _CLOSING:
             yield from source.take()
-            give("{" if opening == "{" else "[")
+            emit("{" if opening == "{" else "[")
             open_brackets.append(_CLOSING[opening])
             yield from source.space()
             if (yield from source.peek()) != open_brackets[-1]:
-                yield from _key(source, give, open_brackets)
+                yield from _key(source, emit, open_brackets)
                 continue
         else:
-            give(_scalar((yield from _word(source))))
+            emit(_scalar((yield from _word(source))))
         while open_brackets:
             yield from source.space()
             char = yield from source.peek()
@@ -41,31 +41,31 @@ def python_value(source: Source, give: Give) -> Reading[None]:
                 yield from source.space()
                 char = yield from source.peek()
                 if char != closing:  # and not a comma before the end, which Python allows
-                    give(", ")
-                    yield from _key(source, give, open_brackets)
+                    emit(", ")
+                    yield from _key(source, emit, open_brackets)
                     break
             if char != closing:
-                raise NotThisError
+                raise MismatchError
             yield from source.take()
-            give("}" if closing == "}" else "]")
+            emit("}" if closing == "}" else "]")
             open_brackets.pop()
         else:
             return
 
 
-def _key(source: Source, give: Give, open_brackets: list[str]) -> Reading[None]:
+def _key(source: CharSource, emit: Emit, open_brackets: list[str]) -> Reading[None]:
     if open_brackets[-1] != "}":
         return
     if (yield from source.peek()) not in ("'", '"'):
-        raise NotThisError
-    yield from _string(source, give)
+        raise MismatchError
+    yield from _string(source, emit)
     yield from source.space()
     yield from source.expect(":")
-    give(": ")
+    emit(": ")
     yield from source.space()
 
 
-def _word(source: Source) -> Reading[str]:
+def _word(source: CharSource) -> Reading[str]:
     word = ""
     while (char := (yield from source.peek())) and (char.isalnum() or char in "+-._"):
         word += yield from source.take()
@@ -77,40 +77,40 @@ def _scalar(word: str) -> str:
         return _WORDS[word]
     match = _NUMBER.fullmatch(word)
     if match is None:
-        raise NotThisError
+        raise MismatchError
     text = word.replace("_", "")
     try:
         return json.dumps(float(text) if match[2] or match[3] or match[4] else int(text), allow_nan=False)
     except ValueError as error:  # too large for a float, or more digits than Python reads
-        raise NotThisError from error
+        raise MismatchError from error
 
 
-def _string(source: Source, give: Give) -> Reading[None]:
+def _string(source: CharSource, emit: Emit) -> Reading[None]:
     quote = yield from source.take()
     if (yield from source.peek()) == quote:
         yield from source.take()
         if (yield from source.peek()) != quote:
-            give('""')
+            emit('""')
             return
         yield from source.take()
         quote *= 3
-    give('"')
+    emit('"')
     closing = ""
     while char := (yield from source.take()):
         if char == quote[0]:
             closing += char
             if closing == quote:
-                give('"')
+                emit('"')
                 return
             continue
         if char == "\\":
             char = yield from _escape(source)
-        give(_json(closing + char))
+        emit(_json(closing + char))
         closing = ""
-    raise NotThisError
+    raise MismatchError
 
 
-def _escape(source: Source) -> Reading[str]:
+def _escape(source: CharSource) -> Reading[str]:
     kind = yield from source.take()
     if kind in _DIGITS:
         digits = ""
@@ -119,9 +119,9 @@ def _escape(source: Source) -> Reading[str]:
         try:
             return chr(int(digits, 16))
         except (ValueError, OverflowError) as error:
-            raise NotThisError from error
+            raise MismatchError from error
     if not kind:
-        raise NotThisError
+        raise MismatchError
     return _ESCAPES.get(kind, "\\" + kind)
 
 

@@ -1,4 +1,4 @@
-"""Llama 3.2 and 4: calls as a list in Python's notation, `[f(a=1), g(b="x")]`, perhaps after `<|python_start|>`.
+"""Calls of Llama 3.2 and 4: a list in Python's notation, `[f(a=1), g(b="x")]`, perhaps after `<|python_start|>`.
 
 Arguments are given on as JSON, while they come. Calls that a grammar enforces are written as JSON instead, which this
 parser reads too.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .calls import Format, Function, Marker, json_calls, quoted
+from .calls import CallFormat, Function, Marker, json_calls, quoted
 from .json import JsonParser
 from .python_literal import python_value
-from .stream import Give, NotThisError, Reading
+from .stream import Emit, MismatchError, Reading
 
 _START, _END = "<|python_start|>", "<|python_end|>"
 
@@ -30,7 +30,7 @@ class PythonicParser(JsonParser):
                     yield from self._objects()
                 else:
                     yield from self._calls()
-            self._say_held()
+            self._emit_held()
             if not (yield from self._text(_START)):
                 return
             yield from source.space()
@@ -63,7 +63,7 @@ class PythonicParser(JsonParser):
                 source.held = ""
                 yield from source.expect(_END)
                 source.held = ""
-            except NotThisError:
+            except MismatchError:
                 pass
 
     def _call(self) -> Reading[bool]:
@@ -83,41 +83,41 @@ class PythonicParser(JsonParser):
                 yield from source.space()
                 if arguments.begun:
                     source.held = ""
-                yield from python_value(source, arguments.give)
+                yield from python_value(source, arguments.emit)
                 yield from source.space()
                 if (yield from source.peek()) != ",":
                     break
                 yield from source.take()
                 yield from source.space()
             yield from source.expect(")")
-            arguments.give("}")
+            arguments.emit("}")
             return True
-        except NotThisError:
+        except MismatchError:
             if arguments.begun:
-                yield from self._spill(arguments.give)
+                yield from self._emit_rest(arguments.emit)
             return arguments.begun
 
 
 class _Arguments:
     """Writes keyword arguments as a JSON object. The call begins when the first value does."""
 
-    def __init__(self, begin: Callable[[], Give]) -> None:
+    def __init__(self, begin: Callable[[], Emit]) -> None:
         self._begin = begin
-        self._give: Give | None = None
+        self._emit: Emit | None = None
         self._pending = "{"
 
     @property
     def begun(self) -> bool:
-        return self._give is not None
+        return self._emit is not None
 
     def key(self, name: str) -> None:
         if not name.isidentifier():
-            raise NotThisError
+            raise MismatchError
         self._pending = f'{", " if self.begun else "{"}"{name}": '
 
-    def give(self, text: str) -> None:
-        self._give = self._give or self._begin()
-        self._give(self._pending + text)
+    def emit(self, text: str) -> None:
+        self._emit = self._emit or self._begin()
+        self._emit(self._pending + text)
         self._pending = ""
 
 
@@ -126,4 +126,4 @@ def _constraint(functions: Sequence[Function], many: bool, marker: Marker) -> st
     return f'calls: "[" call{more} "]"\n{json_calls(functions)}'
 
 
-FORMAT = Format("pythonic", PythonicParser, (_START, "[func_name1("), (_START, _END), _constraint)
+FORMAT = CallFormat("pythonic", PythonicParser, (_START, "[func_name1("), (_START, _END), _constraint)

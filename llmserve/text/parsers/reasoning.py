@@ -1,18 +1,18 @@
-"""Reasoning, which stands in tags before the answer: `<think>…</think>`, or what the model's template has instead."""
+"""Reasoning, in tags before the answer: `<think>…</think>`, or what the model's template has instead."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .base import OutputParser, Part, Reasoning
+from .base import OutputParser, Part, ReasoningPart
 from .calls import overlap, trimmed
-from .stream import NotThisError, Reading, Source
+from .stream import CharSource, MismatchError, Reading
 
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """What reasoning stands between."""
+    """The tags around reasoning."""
 
     start: str
     end: str
@@ -37,18 +37,18 @@ def tags_of(template: str, special_tokens: Collection[str] = ()) -> Tags | None:
 class ReasoningParser(OutputParser):
     """Splits reasoning off at the beginning of a text, and leaves the rest to another parser.
 
-    White space just within the tags, and after them, belongs to nobody.
+    White space just within the tags, and after them, is dropped.
     """
 
     def __init__(self, tags: Tags, rest: OutputParser, *, opened: bool) -> None:
         """`opened`: the prompt ends with the start tag, so that the text begins with reasoning."""
         self._tags, self._rest, self._opened = tags, rest, opened
-        self._source = Source()
+        self._source = CharSource()
         self._parts: list[Part] = []
         self._pieces: list[str] = []
         self.may_reason = True
-        self._machine = self._read()
-        next(self._machine)
+        self._reading = self._read()
+        next(self._reading)
 
     def feed(self, text: str) -> list[Part]:
         fed = 0
@@ -68,7 +68,7 @@ class ReasoningParser(OutputParser):
 
     def _step(self, char: str) -> None:
         try:
-            self._machine.send(char)
+            self._reading.send(char)
         except StopIteration:
             self.may_reason = self.is_reasoning = False
             self._take_reasoning()
@@ -78,7 +78,7 @@ class ReasoningParser(OutputParser):
         text = "".join(self._pieces)
         self._pieces.clear()
         if text:
-            self._parts.append(Reasoning(text))
+            self._parts.append(ReasoningPart(text))
 
     def _read(self) -> Reading[None]:
         source = self._source
@@ -86,7 +86,7 @@ class ReasoningParser(OutputParser):
             try:
                 yield from source.space()
                 yield from source.expect(self._tags.start)
-            except NotThisError:
+            except MismatchError:
                 return
         source.held = ""
         self.is_reasoning = True

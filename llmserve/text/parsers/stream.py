@@ -1,7 +1,7 @@
-"""Characters in, one at a time, for parsers that are written as if they had the whole text.
+"""A source of characters, one at a time, for parsers that are written as if they had the whole text.
 
-A parser is a generator: it asks a `Source` for the next character with `yield from` and is resumed when there is one.
-Working by the character makes its result independent of how the text was cut.
+A parser is a generator: it asks a `CharSource` for the next character with `yield from` and is resumed when there is
+one. Working by the character makes its result independent of how the text was cut.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Reading = Generator[None, str, T]
-Give = Callable[[str], None]
+Emit = Callable[[str], None]
 
 _SPACE = " \t\r\n"
 _SCALAR = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -21,15 +21,15 @@ _SCALAR_CHARS = frozenset("truefalsn-+.eE0123456789")
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
-class NotThisError(Exception):
+class MismatchError(Exception):
     """The text is not what a reader takes. Nothing that it had taken is lost: it is held by the source."""
 
 
-class Source:
+class CharSource:
     """The text that is still to be read.
 
     Attributes:
-        held: what was taken and not yet accounted for; whoever makes something of it sets it to "".
+        held: what was taken and not yet used; a parser that has used it sets it to "".
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Source:
         """Take exactly this."""
         for wanted in text:
             if (yield from self.peek()) != wanted:
-                raise NotThisError
+                raise MismatchError
             yield from self.take()
 
     def space(self) -> Reading[str]:
@@ -76,80 +76,80 @@ class Source:
         return name
 
 
-def json_string(source: Source, give: Give) -> Reading[None]:
+def json_string(source: CharSource, emit: Emit) -> Reading[None]:
     """Take a JSON string, giving its characters on as they come.
 
     Control characters, which models leave unescaped, are escaped. Raises NotThisError.
     """
     yield from source.expect('"')
-    give('"')
+    emit('"')
     while char := (yield from source.take()):
         if char == "\\":
             kind = yield from source.take()
             if not kind or kind not in '"\\/bfnrtu':
-                raise NotThisError
+                raise MismatchError
             escape = char + kind
             if kind == "u":
                 for _ in range(4):
                     if (yield from source.peek()) not in _HEX:
-                        raise NotThisError
+                        raise MismatchError
                     escape += yield from source.take()
-            give(escape)
+            emit(escape)
         else:
-            give(json.dumps(char)[1:-1] if char < " " else char)
+            emit(json.dumps(char)[1:-1] if char < " " else char)
             if char == '"':
                 return
-    raise NotThisError
+    raise MismatchError
 
 
-def json_value(source: Source, give: Give) -> Reading[None]:
+def json_value(source: CharSource, emit: Emit) -> Reading[None]:
     """Take a JSON value, giving its text on as it comes. Raises NotThisError; what was given until then stays given."""
     open_brackets: list[str] = []
     while True:
         opening = yield from source.peek()
         if opening == '"':
-            yield from json_string(source, give)
+            yield from json_string(source, emit)
         elif opening and opening in "{[":
-            give((yield from source.take()))
-            give((yield from source.space()))
+            emit((yield from source.take()))
+            emit((yield from source.space()))
             closing = "}" if opening == "{" else "]"
             if (yield from source.peek()) != closing:
                 open_brackets.append(closing)
                 if closing == "}":
-                    yield from _key(source, give)
+                    yield from _key(source, emit)
                 continue
-            give((yield from source.take()))
+            emit((yield from source.take()))
         else:
-            yield from _scalar(source, give)
+            yield from _scalar(source, emit)
         while open_brackets:
-            give((yield from source.space()))
+            emit((yield from source.space()))
             char = yield from source.peek()
             if char == ",":
-                give((yield from source.take()))
-                give((yield from source.space()))
+                emit((yield from source.take()))
+                emit((yield from source.space()))
                 if open_brackets[-1] == "}":
-                    yield from _key(source, give)
+                    yield from _key(source, emit)
                 break
             if char != open_brackets[-1]:
-                raise NotThisError
-            give((yield from source.take()))
+                raise MismatchError
+            emit((yield from source.take()))
             open_brackets.pop()
         else:
             return
 
 
-def _key(source: Source, give: Give) -> Reading[None]:
-    yield from json_string(source, give)
-    give((yield from source.space()))
+def _key(source: CharSource, emit: Emit) -> Reading[None]:
+    yield from json_string(source, emit)
+    emit((yield from source.space()))
     yield from source.expect(":")
-    give(":")
-    give((yield from source.space()))
+    emit(":")
+    emit((yield from source.space()))
 
 
-def _scalar(source: Source, give: Give) -> Reading[None]:
+def _scalar(source: CharSource, emit: Emit) -> Reading[None]:
     text = ""
     while (char := (yield from source.peek())) and char in _SCALAR_CHARS:
         text += yield from source.take()
     if not _SCALAR.fullmatch(text):
-        raise NotThisError
-    give(text)
+        raise MismatchError
+    emit(text)

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.endpoints.responses.items import Items
-from llmserve.text.parsers.base import Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llmserve.api.endpoints.responses.items import OutputItems
+from llmserve.text.parsers.base import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallBegin
 
 PARTS: list[Part] = [
-    Reasoning("hm"),
-    Reasoning(" so"),
-    Text("See"),
-    Text("."),
+    ReasoningPart("hm"),
+    ReasoningPart(" so"),
+    TextPart("See"),
+    TextPart("."),
     ToolCallBegin(0, "c1", "f"),
     ToolCallArguments(0, '{"x":'),
     ToolCallArguments(0, "1}"),
     ToolCallBegin(1, "c2", "g"),
     ToolCallArguments(1, "{}"),
-    Text("Done"),
+    TextPart("Done"),
 ]
 TEXT = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
 CALL = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
@@ -33,8 +33,10 @@ ORDER = [
 ]
 
 
-def run(parts: list[Part], status: str = "completed", summarize: bool = False) -> tuple[Items, list[dict[str, Any]]]:
-    items = Items(summarize)
+def run(
+    parts: list[Part], status: str = "completed", summarize: bool = False
+) -> tuple[OutputItems, list[dict[str, Any]]]:
+    items = OutputItems(summarize)
     events = [event for part in parts for event in items.take([part], [])]
     return items, events + list(items.close(status))
 
@@ -98,8 +100,8 @@ def test_nothing_said_is_no_item() -> None:
 
 
 def test_log_probabilities_go_with_the_text() -> None:
-    items = Items(False)
-    list(items.take([Text("a")], [{"token": "a"}]))
-    events = [*items.take([Text("b")], [{"token": "b"}]), *items.close("completed")]
+    items = OutputItems(False)
+    list(items.take([TextPart("a")], [{"token": "a"}]))
+    events = [*items.take([TextPart("b")], [{"token": "b"}]), *items.close("completed")]
     assert events[0]["logprobs"] == [{"token": "b"}]
     assert items.output[0]["content"][0]["logprobs"] == [{"token": "a"}, {"token": "b"}]

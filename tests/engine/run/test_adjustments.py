@@ -10,7 +10,7 @@ import pytest
 from llmserve.engine import SamplingParams
 from llmserve.engine.plan.sequence import Request, Sequence
 from llmserve.engine.run.adjustments import Adjustments, adjusts
-from llmserve.engine.run.choices import Choices, adjusted
+from llmserve.engine.run.choices import ChoiceArguments, adjusted
 from llmserve.engine.run.sampler import Sampler
 
 VOCAB = 50
@@ -51,7 +51,7 @@ def test_adjustments_keep_up(seed: int) -> None:
     sampler = Sampler(eos)
     for _ in range(12):
         raw = numbers.standard_normal(VOCAB).astype(np.float32)
-        choices: Choices = sampler.prepare([it], VOCAB).choices
+        choices: ChoiceArguments = sampler.prepare([it], VOCAB).choices
         assert len(set(choices.ids[1:])) == len(choices.ids) - 1
         np.testing.assert_allclose(adjusted(raw, choices.limits[0], choices), anew(raw, it, eos), rtol=1e-6)
         it.token_ids += [rng.randrange(VOCAB) for _ in range(rng.choice([1, 1, 3]))]  # a grammar may force some

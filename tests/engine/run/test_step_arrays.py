@@ -11,8 +11,8 @@ import tvm
 from llmserve.engine import SamplingParams
 from llmserve.engine.plan.scheduler import ScheduledSequence
 from llmserve.engine.plan.sequence import Request, Sequence
-from llmserve.engine.run.choices import Choices
-from llmserve.engine.run.device_memory import ALIGNMENT, DeviceMemory, HostMemory, Memory, Rows, Staging
+from llmserve.engine.run.choices import ChoiceArguments
+from llmserve.engine.run.device_memory import ALIGNMENT, DeviceMemory, HostMemory, Memory, RowBuffer, Staging
 from llmserve.engine.run.step_arrays import INDICES, StepArrays
 
 PAGE, TILE, WORDS = 4, 3, 2
@@ -28,8 +28,8 @@ def memory(request: pytest.FixtureRequest) -> Memory:
     return memories()[request.param]
 
 
-def choices(rng: np.random.Generator, rows: int, adjustments: int = 1, masks: int = 1) -> Choices:
-    return Choices(
+def choices(rng: np.random.Generator, rows: int, adjustments: int = 1, masks: int = 1) -> ChoiceArguments:
+    return ChoiceArguments(
         rng.random((rows, 4), np.float32),
         rng.integers(0, 9, (rows, 4)).astype(np.int32),
         rng.integers(0, 9, adjustments).astype(np.int32),
@@ -44,7 +44,7 @@ def sequence(length: int, computed: int, pages: list[int]) -> Sequence:
     return it
 
 
-def check(tensors: list[np.ndarray], plan: list[ScheduledSequence], its: Choices | None) -> None:
+def check(tensors: list[np.ndarray], plan: list[ScheduledSequence], its: ChoiceArguments | None) -> None:
     """The arrays say of every token what its sequence says."""
     tokens, positions, slots, tile_seq, tile_row, tile_rows, indptr, values, rows, *others = tensors
     row, last, tiles = 0, [], []
@@ -128,7 +128,7 @@ def test_decoding_on_writes_only_what_a_token_changes(memory: Memory, monkeypatc
 
 
 def test_views_begin_where_devices_want_them(memory: Memory) -> None:
-    layout = Staging(memory).layout((((3,), "int32"), ((5, 2), "float32"), ((1,), "int32")))
+    layout = Staging(memory).arrays((((3,), "int32"), ((5, 2), "float32"), ((1,), "int32")))
     for number, array in enumerate(layout.arrays):
         array[...] = number + 1
         assert array.ctypes.data % ALIGNMENT == 0
@@ -147,10 +147,10 @@ def test_compiled_code_takes_views(memory: Memory) -> None:
             put(y, x[i] + 1, i)
 
     function = tvm.compile(build("increment", body), target="llvm")
-    layout = Staging(memory).layout((((70,), "int32"), ((5,), "int32")))
+    layout = Staging(memory).arrays((((70,), "int32"), ((5,), "int32")))
     layout.arrays[1][:] = range(5)
     layout.send()
-    out = Rows(memory, (5, 1), "int32")
+    out = RowBuffer(memory, (5, 1), "int32")
     function(layout.tensors[1], memory.view(out._buffer, 0, (5,), "int32"))
     assert out.read(5)[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert out.read_row(3).tolist() == [4] and out.first(2).shape == (2, 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from llmserve.text.parsers.base import (
     OutputParser,
+    ParsedCall,
     ParsedOutput,
-    Reasoning,
-    Text,
-    ToolCall,
+    ReasoningPart,
+    TextPart,
     ToolCallArguments,
     ToolCallBegin,
     fold_parts,
@@ -16,20 +16,20 @@ from llmserve.text.parsers.base import (
 
 def test_plain_text_is_text() -> None:
     parser = OutputParser()
-    assert [*parser.feed("a"), *parser.feed(""), *parser.feed("b"), *parser.finish()] == [Text("a"), Text("b")]
+    assert [*parser.feed("a"), *parser.feed(""), *parser.feed("b"), *parser.finish()] == [TextPart("a"), TextPart("b")]
 
 
 def test_parts_fold_to_an_answer() -> None:
     parts = [
-        Reasoning("hm"),
-        Text("I "),
+        ReasoningPart("hm"),
+        TextPart("I "),
         ToolCallBegin(0, "call_a", "f"),
         ToolCallArguments(0, '{"a"'),
         ToolCallBegin(1, "call_b", "g"),
         ToolCallArguments(0, ": 1}"),
         ToolCallArguments(1, "{}"),
-        Text("see"),
+        TextPart("see"),
     ]
-    calls = (ToolCall("call_a", "f", '{"a": 1}'), ToolCall("call_b", "g", "{}"))
+    calls = (ParsedCall("call_a", "f", '{"a": 1}'), ParsedCall("call_b", "g", "{}"))
     assert fold_parts(parts) == ParsedOutput("I see", "hm", calls)
     assert fold_parts([]) == ParsedOutput()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmserve.errors import ConfigError
 from llmserve.text.parsers.base import OutputParser, ParsedOutput, Part, ToolCallArguments, ToolCallBegin, fold_parts
-from llmserve.text.parsers.formats import FORMATS, format_named, format_of
+from llmserve.text.parsers.formats import CALL_FORMATS, format_named, format_of
 from llmserve.text.parsers.hermes import FORMAT as HERMES
 from llmserve.text.parsers.reasoning import TAGS, ReasoningParser
 
@@ -23,7 +23,7 @@ NAMES = frozenset({"f", "weather", "ns.get-it"})
 
 def parser(form: str, **options: Any) -> OutputParser:
     ids = count()
-    return FORMATS[form].parser(NAMES, new_id=lambda: f"id{next(ids)}", **options)
+    return CALL_FORMATS[form].parser(NAMES, new_id=lambda: f"id{next(ids)}", **options)
 
 
 def parts(parser: OutputParser, pieces: Iterable[str]) -> list[Part]:
@@ -156,7 +156,7 @@ def test_text_is_held_back_only_while_it_may_be_a_tag() -> None:
     ]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", CALL_FORMATS)
 def test_one_call_only_if_they_are_not_to_be_parallel(form: str) -> None:
     text = {
         "hermes": f"<tool_call>{CALL}</tool_call><tool_call>{OTHER}</tool_call>",
@@ -170,13 +170,13 @@ def test_one_call_only_if_they_are_not_to_be_parallel(form: str) -> None:
 
 
 def test_mistrals_ids_have_nine_letters_and_digits() -> None:
-    output = fold_parts(parts(FORMATS["mistral"].parser(NAMES), [f"[TOOL_CALLS][{CALL}]"]))
+    output = fold_parts(parts(CALL_FORMATS["mistral"].parser(NAMES), [f"[TOOL_CALLS][{CALL}]"]))
     assert len(output.calls[0].call_id) == 9 and output.calls[0].call_id.isalnum()
     output = fold_parts(parts(HERMES.parser(NAMES), [f"<tool_call>{CALL}</tool_call>"]))
     assert output.calls[0].call_id.startswith("call_")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", CALL_FORMATS)
 @pytest.mark.parametrize(
     "text",
     [
@@ -245,7 +245,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(places)]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", CALL_FORMATS)
 @pytest.mark.parametrize("reasoning", [None, False, True])
 @given(text=TEXTS, cuts=CUTS)
 def test_parts_do_not_depend_on_the_pieces(form: str, reasoning: bool | None, text: str, cuts: list[int]) -> None:

@@ -1,6 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens: chats in Anthropic's shape, with its names for events.
 
-The generation is that of /v1/chat/completions; `request.py` translates what is asked.
+The generation is that of /v1/chat/completions; `request.py` translates requests.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ....text.parsers.base import Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
-from ...base.generation import Answer, Event, Reply, Usage
+from ....text.parsers.base import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallBegin
+from ...base.conversation import answer_chat, prompt_ids
+from ...base.generation import Answer, Event, Reply, TokenUsage
 from ...base.shapes import STREAMED, AnthropicMessage, CountedTokens
 from ...base.state import Serving, ServingDep
-from ...base.turns import in_their_words
+from ...base.turns import with_client_names
 from ...edge.errors import anthropic_error
 from ...edge.streaming import named_event, unless_gone
-from ..chat import answer, prompt_ids
-from .request import CountRequest, MessagesRequest
+from .request import Block, CountRequest, MessagesRequest
 
 router = APIRouter()
-
-Block = dict[str, Any]
 
 _NAMES = {
     "response_format.json_schema": "output_config.format",
@@ -41,15 +39,15 @@ class MessageReply(Reply):
         self._max_tokens, self._blocks = max_tokens, _Blocks()
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
         [its] = answers
         return {**self._head, "content": _folded(its.parts), **self._end(its, usage), "usage": _usage(usage)}
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: TokenUsage) -> bytes:
         empty: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
         return _event("message_start", message={**empty, "usage": _usage(usage)})
 
-    def write(self, event: Event, usage: Usage) -> bytes:
+    def write(self, event: Event, usage: TokenUsage) -> bytes:
         if event.is_silent:
             return _event("ping")
         items = [*self._blocks.take(event.parts)]
@@ -58,13 +56,13 @@ class MessageReply(Reply):
             items.append({"type": "message_delta", "delta": self._end(event, usage), "usage": _usage(usage)})
         return b"".join(_event(**item) for item in items)
 
-    def end(self, usage: Usage) -> bytes:
+    def end(self, usage: TokenUsage) -> bytes:
         return _event("message_stop")
 
     def failure(self, error: Exception) -> bytes:
         return _event(**anthropic_error(error)[1])
 
-    def _end(self, last: Answer | Event, usage: Usage) -> dict[str, Any]:
+    def _end(self, last: Answer | Event, usage: TokenUsage) -> dict[str, Any]:
         """Why the message ended. Out of tokens before `max_tokens` means out of context."""
         sequence = last.stop_reason if isinstance(last.stop_reason, str) and last.finish_reason == "stop" else None
         if sequence is not None:
@@ -101,24 +99,24 @@ class _Blocks:
 
 
 def _opening(part: Part) -> Block:
-    if isinstance(part, Text):
+    if isinstance(part, TextPart):
         return {"type": "text", "text": ""}
-    if isinstance(part, Reasoning):
+    if isinstance(part, ReasoningPart):
         return {"type": "thinking", "thinking": "", "signature": ""}  # nobody checks where it came from
     assert isinstance(part, ToolCallBegin), "a call begins before its arguments"
     return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": {}}
 
 
 def _delta(part: Part) -> dict[str, str] | None:
-    if isinstance(part, Text):
+    if isinstance(part, TextPart):
         return {"type": "text_delta", "text": part.text}
-    if isinstance(part, Reasoning):
+    if isinstance(part, ReasoningPart):
         return {"type": "thinking_delta", "thinking": part.text}
     return {"type": "input_json_delta", "partial_json": part.json} if isinstance(part, ToolCallArguments) else None
 
 
 def _folded(parts: Iterable[Part]) -> list[Block]:
-    """The blocks that a stream's events come to. A call that was cut off is left out: its input is no object."""
+    """The blocks that a stream's events amount to. A call that was cut off is left out: its input is no object."""
     blocks: list[Block] = []
     inputs: dict[int, str] = {}
     for item in _Blocks().take(parts):
@@ -144,7 +142,7 @@ def _object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: TokenUsage) -> dict[str, Any]:
     """Anthropic counts what was read from the cache apart from the rest of the input."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
@@ -170,8 +168,8 @@ async def messages(body: MessagesRequest, request: Request, serving: ServingDep)
     """A chat's next message in Anthropic's shape, whole or streamed."""
     _check_model(serving, body.model)
     reply = MessageReply(body.model or serving.model.id, body.max_tokens)
-    with in_their_words(_NAMES):
-        return await answer(body.as_chat(), request, serving, reply)
+    with with_client_names(_NAMES):
+        return await answer_chat(body.as_chat(), request, serving, reply)
 
 
 @router.post("/v1/messages/count_tokens", response_model=CountedTokens)

@@ -1,6 +1,6 @@
-"""The bodies of /v1/messages, in Anthropic's shape, and what they come to as a chat.
+"""Bodies of /v1/messages, in Anthropic's shape, and the chats that they become.
 
-One chat request serves all endpoints that chat; here its blocks, tools and choices are put into OpenAI's words. What
+One chat request serves all endpoints that chat; here its blocks, tools and choices are translated to OpenAI's. What
 only Anthropic's own servers can do (their tools, caching hints) is left out; content that would be lost is refused.
 """
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
 from ...base.protocol import ChatRequest
-from ...base.turns import ChatMessage, merged, string_in, text_part
+from ...base.turns import MessageFields, merged, string_in, text_part
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +97,13 @@ class MessagesRequest(CountRequest):
         return super().as_chat(**{name: getattr(self, name) for name in same}, stop=self.stop_sequences, **more)
 
 
-def _merged(turns: list[Turn]) -> list[ChatMessage]:
+def _merged(turns: list[Turn]) -> list[MessageFields]:
     """The turns as a chat's messages; neighbours of one role are one, as Anthropic has it and templates want it."""
     messages = (m for index, turn in enumerate(turns) for m in _messages(turn, f"messages[{index}]"))
     return merged(messages, ("user", "assistant", "system"))
 
 
-def _messages(turn: Turn, where: str) -> Iterator[ChatMessage]:
+def _messages(turn: Turn, where: str) -> Iterator[MessageFields]:
     """A turn's messages: results of tools are messages of their own, in the order in which they stand."""
     blocks = [text_part(turn.content)] if isinstance(turn.content, str) else turn.content
     if turn.role == "assistant":
@@ -122,8 +122,8 @@ def _messages(turn: Turn, where: str) -> Iterator[ChatMessage]:
         yield {"role": turn.role, "content": texts}
 
 
-def _assistant(blocks: list[Block], where: str) -> ChatMessage:
-    message: ChatMessage = {"role": "assistant", "content": []}
+def _assistant(blocks: list[Block], where: str) -> MessageFields:
+    message: MessageFields = {"role": "assistant", "content": []}
     for index, block in enumerate(blocks):
         match block.get("type"):
             case "tool_use":
@@ -144,7 +144,7 @@ def _assistant(blocks: list[Block], where: str) -> ChatMessage:
     return message
 
 
-def _tool_result(block: Block, where: str) -> ChatMessage:
+def _tool_result(block: Block, where: str) -> MessageFields:
     content = block.get("content") or []
     blocks = [text_part(content)] if isinstance(content, str) else content
     if not isinstance(blocks, list):

@@ -1,7 +1,7 @@
 """/v1/responses: chats as OpenAI's newer clients have them, whole or as a sequence of named events.
 
-The generation is that of /v1/chat/completions; `request.py` translates what is asked, `items.py` what is
-answered, and `base/response_store.py` keeps what later requests may go on from.
+The generation is that of /v1/chat/completions; `request.py` translates requests, `items.py` answers, and
+`base/response_store.py` keeps what later requests may go on from.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...base.generation import Answer, Event, FinishReason, Reply, Usage
+from ...base.conversation import answer_chat, prompt_ids
+from ...base.generation import Answer, AnswerFinishReason, Event, Reply, TokenUsage
 from ...base.logprobs import chat_logprobs
 from ...base.protocol import ChatRequest
 from ...base.response_store import Item
 from ...base.shapes import STREAMED, InputTokens, ResponseDeleted, ResponseItems, ResponseObject
 from ...base.state import Serving, ServingDep
-from ...base.turns import in_their_words
+from ...base.turns import with_client_names
 from ...edge.errors import describe
 from ...edge.streaming import named_event, unless_gone
-from ..chat import answer, prompt_ids
-from .items import Items, new_id
+from .items import OutputItems, new_id
 from .request import ResponsesRequest
 
 router = APIRouter()
@@ -43,12 +43,12 @@ class ResponseReply(Reply):
     def __init__(self, serving: Serving, body: ResponsesRequest, keep: Callable[[dict[str, Any]], None]) -> None:
         """`keep` gets a response that has ended well, before the client does."""
         self._tokenizer, self._keep = serving.tokenizer, keep
-        self._items = Items(summarize=(body.reasoning or {}).get("summary") is not None)
+        self._items = OutputItems(summarize=(body.reasoning or {}).get("summary") is not None)
         self._head = _head(serving, body)
         self._number = 0
         self._pending: list[dict[str, Any]] = []  # log-probabilities of tokens that have shown nothing yet
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
         [its] = answers
         for _ in self._items.take(its.parts, self._logprobs(its)):
             pass
@@ -56,11 +56,11 @@ class ResponseReply(Reply):
             pass
         return self._ended(its.finish_reason, usage)
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: TokenUsage) -> bytes:
         started = self._snapshot("in_progress")
         return self._lifecycle("created", started) + self._lifecycle("in_progress", started)
 
-    def write(self, event: Event, usage: Usage) -> bytes:
+    def write(self, event: Event, usage: TokenUsage) -> bytes:
         if event.is_silent:
             return self._lifecycle("in_progress", self._snapshot("in_progress"))
         self._pending += self._logprobs(event)
@@ -82,7 +82,7 @@ class ResponseReply(Reply):
         last = {"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]}
         return self._lifecycle("failed", failed) + self._event({**last, "error": told})
 
-    def _ended(self, reason: FinishReason, usage: Usage) -> dict[str, Any]:
+    def _ended(self, reason: AnswerFinishReason, usage: TokenUsage) -> dict[str, Any]:
         status = _status(reason)
         incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
         response = {**self._snapshot(status), "incomplete_details": incomplete, "usage": _usage(usage)}
@@ -106,11 +106,11 @@ class ResponseReply(Reply):
         return [] if written is None else list(written["content"])
 
 
-def _status(reason: FinishReason) -> str:
+def _status(reason: AnswerFinishReason) -> str:
     return "incomplete" if reason == "length" else "completed"
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: TokenUsage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
@@ -121,7 +121,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _head(serving: Serving, body: ResponsesRequest) -> dict[str, Any]:
-    """What a response says of itself from the beginning: the request's settings, and what stood for missing ones."""
+    """The fields that a response has from the beginning: the request's settings, defaults in place of missing ones."""
     defaults = serving.model.sampling_defaults
     reasoning = body.reasoning or {}
     return {
@@ -191,16 +191,16 @@ async def create_response(body: ResponsesRequest, request: Request, serving: Ser
         if body.store is not False:
             store.put(response, items)
 
-    with in_their_words(_NAMES):
+    with with_client_names(_NAMES):
         chat = await _chat(request, serving, body, items)
-        return await answer(chat, request, serving, ResponseReply(serving, body, keep), "input")
+        return await answer_chat(chat, request, serving, ResponseReply(serving, body, keep), "input")
 
 
 @router.post("/v1/responses/input_tokens", response_model=InputTokens)
 async def count_input_tokens(body: ResponsesRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
     """How many tokens a request would have as its prompt."""
     serving.check_model(body.model)
-    with in_their_words(_NAMES):
+    with with_client_names(_NAMES):
         chat = await _chat(request, serving, body, body.items(serving.responses.item))
         ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, chat)))
     return {"object": "response.input_tokens", "input_tokens": len(ids)}

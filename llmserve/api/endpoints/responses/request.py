@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and what it comes to as a chat.
+"""Bodies of POST /v1/responses, and the chats that they become.
 
 A conversation is a list of items here: messages, reasoning, calls and their results. What the model said in one turn is
 one message of a chat. Tools that run on OpenAI's servers are skipped; items that they left behind are refused, since
@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
 from ...base.protocol import ChatRequest
-from ...base.turns import ChatMessage, merged, string_in, text_part
+from ...base.response_store import Item
+from ...base.turns import MessageFields, merged, string_in, text_part
 from .items import new_id
 
 logger = logging.getLogger(__name__)
 
-Item = dict[str, Any]
 
 _MAX_ITEMS = 4096
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", None)
@@ -100,8 +100,8 @@ class ResponsesRequest(BaseModel):
         return ChatRequest.of(fields)
 
 
-def chat_messages(items: Iterable[Item]) -> list[ChatMessage]:
-    """The messages of a chat that these items come to."""
+def chat_messages(items: Iterable[Item]) -> list[MessageFields]:
+    """The messages of a chat that these items amount to."""
     return merged((_message(item, f"input[{at}]") for at, item in enumerate(items)), ("assistant",))
 
 
@@ -120,7 +120,7 @@ def _named_item(item: Item, find: Callable[[str], Item | None], where: str) -> I
     return found
 
 
-def _message(item: Item, where: str) -> ChatMessage:
+def _message(item: Item, where: str) -> MessageFields:
     match item.get("type"):
         case "message":
             return {"role": item.get("role"), "content": list(_parts(item.get("content"), where))}
@@ -138,7 +138,7 @@ def _message(item: Item, where: str) -> ChatMessage:
             raise RequestError(f"{where}: items of type {other!r} are not supported.", param="input")
 
 
-def _call(item: Item, arguments: str, where: str) -> ChatMessage:
+def _call(item: Item, arguments: str, where: str) -> MessageFields:
     function = {"name": string_in(item, "name", where), "arguments": arguments}
     call = {"id": string_in(item, "call_id", where), "type": "function", "function": function}
     return {"role": "assistant", "tool_calls": [call]}

@@ -1,8 +1,8 @@
 """The grammar of a whole answer: its reasoning, which is free, then calls that must be made, or the format asked for.
 
 `tool_choice` and response_format say what an answer must be; this says it to the engine. Reasoning may come first where
-the prompt has begun it or the request asks for it; else a model that would think goes without, since an answer of few
-tokens is not to be spent on thoughts. Under `tool_choice` "auto" calls are free, and their arguments are not enforced.
+the prompt has begun it or the request asks for it; otherwise the model answers without, since an answer of few tokens
+is not to be spent on reasoning. Under `tool_choice` "auto" calls are free, and their arguments are not enforced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANYTHING = "/(?s:.*)/"
 _SPACE = r"/[ \t\r\n]{0,8}/"  # bounded, as a model may go on with it for ever
 
 
-def whole_grammar(serving: Serving, tools: Tools, thought: Thought, wanted: Grammar | None) -> Grammar | None:
+def answer_grammar(serving: Serving, tools: Tools, thought: Thought, wanted: Grammar | None) -> Grammar | None:
     """The grammar of the answer; None if it is free. `wanted` is what the request says of its text.
 
     Raises RequestError for arguments that cannot be a JSON object.
