@@ -165,3 +165,33 @@ def added(x: Tensor, residual: Tensor | None) -> Tensor:
 def scaled(x: Tensor, factor: float) -> Tensor:
     """x · factor in x's dtype; x itself for 1."""
     return x if factor == 1.0 else x * factor
+
+
+class HeadNorm(nn.Module):
+    """A LayerNorm over each head's elements (Ba et al. 2016), as plain operators.
+
+    The numbers, float32, are of one head, [dim], which serve all, or of all heads, in one vector or as [heads, dim].
+    `order`: of those of a vector.
+    """
+
+    def __init__(
+        self, dim: int, eps: float, shape: tuple[int, ...], order: Order | None = None, bias: bool = False
+    ) -> None:
+        self.dim, self.eps, self.order = dim, eps, order
+        self.weight = nn.Parameter(shape, "float32")
+        if bias:
+            self.bias = nn.Parameter(shape, "float32")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, heads * dim] → the same, each head normed."""
+        heads = op.reshape(x.astype("float32"), (x.shape[0], -1, self.dim))
+        centred = heads - op.sum(heads, axis=-1, keepdims=True) * (1 / self.dim)
+        mean = op.sum(op.square(centred), axis=-1, keepdims=True) * (1 / self.dim)
+        normed = centred / op.sqrt(mean + self.eps) * self.by_head(self.weight)
+        if hasattr(self, "bias"):
+            normed = normed + self.by_head(self.bias)
+        return op.reshape(normed, x.shape).astype(x.dtype)
+
+    def by_head(self, numbers: Tensor) -> Tensor:
+        """[heads or 1, dim]."""
+        return op.reshape(numbers, (-1, self.dim))
