@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
@@ -157,6 +158,11 @@ class BiaslessLayerNorm(Norm):
         super().__init__(width, NormKind(eps, centred=True))
 
 
+def picked(x: Tensor, rows: Tensor) -> Tensor:
+    """x [N, …], rows int32 [R] → those rows, [R, …]; a number out of bounds picks the nearest row."""
+    return op.wrap_nested(relax.op.take(x._expr, rows._expr, axis=0, mode="clip"), "picked")
+
+
 def added(x: Tensor, residual: Tensor | None) -> Tensor:
     """x + residual in the residual sum's dtype."""
     return x if residual is None else x.astype(residual.dtype) + residual
@@ -170,14 +176,15 @@ def scaled(x: Tensor, factor: float) -> Tensor:
 class HeadNorm(nn.Module):
     """A LayerNorm over each head's elements (Ba et al. 2016), as plain operators.
 
-    The numbers, float32, are of one head, [dim], which serve all, or of all heads, in one vector or as [heads, dim].
-    `order`: of those of a vector.
+    The numbers, float32, are of one head, [dim], which serve all, or of all heads, [heads, dim], or in one vector that
+    is stacked of as many tensors. `order`: of those of a vector.
     """
 
     def __init__(
         self, dim: int, eps: float, shape: tuple[int, ...], order: Order | None = None, bias: bool = False
     ) -> None:
         self.dim, self.eps, self.order = dim, eps, order
+        self.stacked = shape[0] // dim if len(shape) == 1 else 1
         self.weight = nn.Parameter(shape, "float32")
         if bias:
             self.bias = nn.Parameter(shape, "float32")
