@@ -114,9 +114,11 @@ def tensor_laws(config: Mapping[str, Any]) -> dict[str, _Law]:
             if matrix.has_bias:
                 laws[source.removesuffix("weight") + "bias"] = _Law((rows,), 0.0, 0.1)
     for name, param in model.floats():
-        mapped = source_names(name, family.weights)
+        mapped = source_names(name, family.weights, param.stacked)
         vector = name.endswith("norm.weight")
-        laws[mapped.sources[0]] = _Law(param.shape, (1.0 if vector else 0.0) - mapped.added, 0.1)
+        own = param.shape if param.stacked == 1 else (param.shape[0] // param.stacked, *param.shape[1:])
+        for source in mapped.sources:
+            laws[source] = _Law(own, (1.0 if vector else 0.0) - mapped.added, 0.1)
     return laws
 
 

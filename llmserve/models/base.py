@@ -50,10 +50,11 @@ class Family:
 
 @dataclass(frozen=True)
 class FloatParam:
-    """A parameter that is no part of a weight matrix, and stays float32."""
+    """A parameter that is no part of a weight matrix, and stays float32; made of `stacked` equal tensors."""
 
     shape: tuple[int, ...]
     order: Order | None
+    stacked: int = 1
 
 
 def entry(*arguments: Argument | str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -124,7 +125,8 @@ class CausalLM(nn.Module):
                 for kind, value in vars(module).items():
                     if isinstance(value, nn.Parameter):
                         shape = tuple(int(n) for n in value.shape)
-                        yield f"{name}.{kind}", FloatParam(shape, getattr(module, "order", None))
+                        order, stacked = getattr(module, "order", None), getattr(module, "stacked", 1)
+                        yield f"{name}.{kind}", FloatParam(shape, order, stacked)
 
     @entry(*table.INDEX, *table.ROTARY, table.LOGITS, _PAGES)
     def step(self, logits: Tensor, pages: list[Tensor], **arrays: Tensor) -> Tensor:

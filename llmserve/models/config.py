@@ -24,6 +24,12 @@ ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "yarn": (),
     "longrope": (),
 }
+# Numbers among a rope's parameters → what they must be above.
+_ROPE_NUMBERS = {
+    **dict.fromkeys(("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"), 0.0),
+    **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "alpha"), 0.0),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), -1.0),
+}
 _RENAMED_ROPE = {"su": "longrope"}  # in early checkpoints of Phi-3
 # Names in config.json → ours. The last two are the reference's fast forms of the same function.
 ACTIVATIONS = {
@@ -167,9 +173,9 @@ class RopeConfig:
                 f"{keys.source}: a partial_rotary_factor of {share:g} of {head_dim} is not supported."
             )
         merged = {k: v for k, v in merged.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        for name in ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"):
+        for name, low in _ROPE_NUMBERS.items():
             if name in merged or name in ROPE_TYPES[kind]:
-                inside.number(name)
+                inside.number(name, low=low)
         if kind in ("llama3", "yarn", "longrope") and keys.has("original_max_position_embeddings"):
             merged["original_max_position_embeddings"] = keys.integer("original_max_position_embeddings")
         for name in ("short_factor", "long_factor") if kind == "longrope" else ():

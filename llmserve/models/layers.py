@@ -16,7 +16,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from ..kernels.base import AttentionShape, Batch, active
 from .activations import activate
 from .config import DecoderConfig, LayerKind
-from .parts import BiaslessLayerNorm, Embedding, Fold, LayerNorm, Linear, Norm, Order, RMSNorm, scaled
+from .parts import BiaslessLayerNorm, Embedding, Fold, LayerNorm, Linear, Norm, Order, RMSNorm, picked, scaled
 from .rope import pairing
 
 
@@ -236,7 +236,7 @@ class ParallelLayer(DecoderLayer):
         heads = self.self_attn.attend(self.self_attn.qkv_proj(normed), batch, pages)
         if rows is not None:
             heads, residual = active().take_rows(heads, residual, rows)
-            normed = op.take(normed, rows, axis=0)
+            normed = picked(normed, rows)
         if second is not None:
             normed = second(residual)
         return scaled(self.self_attn.o_proj(heads) + self.mlp.of(normed), self.residual_scale), residual

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
@@ -157,6 +158,11 @@ class BiaslessLayerNorm(Norm):
         super().__init__(width, NormKind(eps, centred=True))
 
 
+def picked(x: Tensor, rows: Tensor) -> Tensor:
+    """x [N, …], rows int32 [R] → those rows, [R, …]; a number out of bounds picks the nearest row."""
+    return op.wrap_nested(relax.op.take(x._expr, rows._expr, axis=0, mode="clip"), "picked")
+
+
 def added(x: Tensor, residual: Tensor | None) -> Tensor:
     """x + residual in the residual sum's dtype."""
     return x if residual is None else x.astype(residual.dtype) + residual
@@ -165,3 +171,34 @@ def added(x: Tensor, residual: Tensor | None) -> Tensor:
 def scaled(x: Tensor, factor: float) -> Tensor:
     """x · factor in x's dtype; x itself for 1."""
     return x if factor == 1.0 else x * factor
+
+
+class HeadNorm(nn.Module):
+    """A LayerNorm over each head's elements (Ba et al. 2016), as plain operators.
+
+    The numbers, float32, are of one head, [dim], which serve all, or of all heads, [heads, dim], or in one vector that
+    is stacked of as many tensors. `order`: of those of a vector.
+    """
+
+    def __init__(
+        self, dim: int, eps: float, shape: tuple[int, ...], order: Order | None = None, bias: bool = False
+    ) -> None:
+        self.dim, self.eps, self.order = dim, eps, order
+        self.stacked = shape[0] // dim if len(shape) == 1 else 1
+        self.weight = nn.Parameter(shape, "float32")
+        if bias:
+            self.bias = nn.Parameter(shape, "float32")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, heads * dim] → the same, each head normed."""
+        heads = op.reshape(x.astype("float32"), (x.shape[0], -1, self.dim))
+        centred = heads - op.sum(heads, axis=-1, keepdims=True) * (1 / self.dim)
+        mean = op.sum(op.square(centred), axis=-1, keepdims=True) * (1 / self.dim)
+        normed = centred / op.sqrt(mean + self.eps) * self.by_head(self.weight)
+        if hasattr(self, "bias"):
+            normed = normed + self.by_head(self.bias)
+        return op.reshape(normed, x.shape).astype(x.dtype)
+
+    def by_head(self, numbers: Tensor) -> Tensor:
+        """[heads or 1, dim]."""
+        return op.reshape(numbers, (-1, self.dim))

@@ -37,9 +37,11 @@ def tables_of(frequencies: list[Frequencies], length: int) -> tuple[Array, Array
 
 
 def inverse_frequencies(config: DecoderConfig, length: int) -> list[Frequencies]:
-    """Those of each of the config's tables. `length`, the longest context served, matters to `dynamic` and `longrope`
-    only: what they depend on is fixed for that length instead of changing as a sequence grows, so that cached keys
-    stay valid."""
+    """Those of each of the config's tables, or of one that turns nothing if it has none.
+
+    `length`, the longest context served, matters to `dynamic` and `longrope` only: what they depend on is fixed for
+    that length instead of changing as a sequence grows, so that cached keys stay valid.
+    """
     found = []
     for rope in config.rope:
         dim = rope.dim or config.head_dim
@@ -47,7 +49,7 @@ def inverse_frequencies(config: DecoderConfig, length: int) -> list[Frequencies]
         padded = np.zeros(config.head_dim // 2, np.float32)
         padded[: dim // 2] = own
         found.append((padded, factor))
-    return found
+    return found or [(np.zeros(config.head_dim // 2, np.float32), 1.0)]
 
 
 def pairing(head_dim: int, rotary_dim: int, interleaved: bool) -> npt.NDArray[np.int64]:

@@ -49,8 +49,9 @@ class Fuse:
     target: str
     sources: tuple[str, ...]
 
-    def resolve(self, name: str, available: set[str]) -> tuple[str, ...] | None:
-        """The checkpoint names behind parameter `name`, or None when this row is not about it."""
+    def resolve(self, name: str, available: set[str], least: int = 1) -> tuple[str, ...] | None:
+        """The checkpoint names behind parameter `name`, or None when this row is not about it. `least`: how often they
+        are repeated for `{e}` if no more are available."""
         parts = re.split(r"\{(\w+)\}", self.target)
         pattern = "".join(f"(?P<{part}>[^.]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
         if not (match := re.fullmatch(pattern, name)):
@@ -58,12 +59,12 @@ class Fuse:
         words = match.groupdict()
         if "e" in words or not any("{e}" in source for source in self.sources):
             return tuple(source.format(**words) for source in self.sources)
-        return tuple(self._experts(words, available))
+        return tuple(self._experts(words, available, least))
 
-    def _experts(self, words: dict[str, str], available: set[str]) -> Iterator[str]:
+    def _experts(self, words: dict[str, str], available: set[str], least: int) -> Iterator[str]:
         for e in count():
             names = [source.format(**words, e=e) for source in self.sources]
-            if e and not available.intersection(names):
+            if e >= least and not available.intersection(names):
                 return
             yield from names
 
@@ -135,13 +136,14 @@ def other_parts(checkpoint: Iterable[str]) -> list[str]:
     return sorted({name.removeprefix("model.").split(".")[0] for name in found})
 
 
-def source_names(name: str, rules: Sequence[Rule]) -> MappedTensor:
-    """The sources of one parameter as the rules have them, without a checkpoint to look into."""
-    return _mapped(name, rules, set())
+def source_names(name: str, rules: Sequence[Rule], stacked: int = 1) -> MappedTensor:
+    """The sources of one parameter as the rules have them, without a checkpoint to look into; `stacked` of them where
+    a row counts over `{e}`."""
+    return _mapped(name, rules, set(), stacked)
 
 
-def _mapped(name: str, rules: Sequence[Rule], available: set[str]) -> MappedTensor:
-    fused = (rule.resolve(name, available) for rule in rules if isinstance(rule, Fuse))
+def _mapped(name: str, rules: Sequence[Rule], available: set[str], least: int = 1) -> MappedTensor:
+    fused = (rule.resolve(name, available, least) for rule in rules if isinstance(rule, Fuse))
     sources = next((found for found in fused if found), (name,))
     amounts = (r.amount for r in rules if isinstance(r, Add) and fnmatchcase(name, r.target))
     transposed = any(isinstance(r, Transpose) and fnmatchcase(name, r.target) for r in rules)

@@ -19,7 +19,7 @@ from ...weights.load import load_params
 from ..plan.scheduler import ScheduledSequence
 from .choices import ChoiceArguments, Chosen
 from .device_memory import HostMemory, Memory, RowBuffer, StagedArrays, Staging, memory_of
-from .step_arrays import INDICES, Ints, StepArrays
+from .step_arrays import INDICES, ROWS, Ints, StepArrays
 from .virtual_machine import load_library
 
 
@@ -106,7 +106,7 @@ class ModelRunner:
         return self._logits.read(len(hidden))
 
     def _compute(self, staged: StagedArrays) -> None:
-        logits = self._logits.first(len(staged.arrays[INDICES - 1]))
+        logits = self._logits.first(len(staged.arrays[ROWS]))
         self._step(*staged.tensors[:INDICES], *self._rope, logits, self.pages, self._params)
 
     def _read(self, count: int) -> list[Chosen]:

@@ -1,4 +1,4 @@
-"""The arrays of a step: a plan and its token choices as `kernels.base` takes them, staged for the device.
+"""Arrays of a step, staged for the device: a plan as the rows of kernels.step.INDEX, its choices as those of CHOICE.
 
 A batch that decodes on, token by token, differs from its last step in three numbers a sequence, and only these are
 written. numpy on the host; no calls of compiled code.
@@ -23,10 +23,9 @@ Ints = npt.NDArray[np.int32]
 
 INDICES = len(step.INDEX)
 """Arrays that say what to compute; those that say how to choose follow."""
-WANTED = step.index_of("logit_rows")
-"""Which of them says the rows whose results are wanted."""
 _TABLES, _STARTS = step.index_of("page_values"), step.index_of("page_indptr")
-_NEWS = [step.index_of(name) for name in ("token_ids", "positions", "slots")]
+ROWS = step.index_of("logit_rows")
+_INPUTS = [step.index_of(name) for name in ("token_ids", "positions", "slots")]
 _PAGES_TOGETHER = 64  # the arrays' lengths are multiples of these, so that few sets of staged arrays serve all steps
 _TABLE_ROOM = 8  # tables begin so many entries apart or a multiple of it, and may grow until the next begins
 _ADJUSTMENTS_TOGETHER = 256
@@ -55,8 +54,8 @@ class StepArrays:
     def of_plan(
         self, plan: Items[ScheduledSequence], rows: Ints | None, choices: ChoiceArguments | None = None
     ) -> StagedArrays:
-        """On the device: token_ids, positions, slots, tile_seq, tile_row, tile_rows, page_indptr, page_values and the
-        wanted rows (`rows`, or else the last of each sequence that samples); then those of `choices`."""
+        """On the device: the rows of step.INDEX, of which the wanted rows are the last of each sequence that samples
+        unless `rows` says which; then those of `choices`."""
         staged = self._continued(plan, choices) if rows is None and choices is not None else None
         if staged is None:
             arrays, last = self._flattened(plan)
@@ -76,7 +75,7 @@ class StepArrays:
                     sequences = [item.sequence for item in plan]
                     last_pages = [s.num_computed_tokens // self._page_size for s in sequences]
                     tables = [s.pages for s in sequences]
-                    inputs = tuple(staged.arrays[i].data for i in _NEWS)
+                    inputs = tuple(staged.arrays[i].data for i in _INPUTS)
                     self._last = _Decode(staged, sequences, tables, last_pages, choices, inputs)
         staged.send()
         return staged
@@ -151,14 +150,9 @@ class StepArrays:
 def _specs(choices: ChoiceArguments) -> tuple[Spec, ...]:
     # One belongs to no row; where there are no more, a device knows that there is nothing to adjust.
     room = _rounded_up(len(choices.ids) - 1, _ADJUSTMENTS_TOGETHER) + 1
-    rows = choices.knobs.shape
-    return (
-        (rows, "float32"),
-        (rows, "int32"),
-        ((room,), "int32"),
-        ((room, 3), "float32"),
-        (choices.masks.shape, "int32"),
-    )
+    masks, words = choices.masks.shape
+    known = {"num_logits": len(choices.knobs), "num_adjustments": room, "num_masks": masks, "mask_words": words}
+    return tuple((tuple(row.shape(known)), row.dtype) for row in step.CHOICE)
 
 
 def _write(arrays: Items[npt.NDArray[Any]], choices: ChoiceArguments) -> None:
