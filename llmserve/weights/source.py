@@ -134,7 +134,9 @@ def same_rows(source: Source, one: str, other: str, sample: int = 64) -> bool:
     if source.info(one).shape != source.info(other).shape:
         return False
     places = {i * rows // sample for i in range(sample)} | {rows - 1}
-    return all(np.array_equal(*(source.read_rows(name, i, i + 1) for name in (one, other))) for i in sorted(places))
+    return all(
+        np.array_equal(source.read_rows(one, i, i + 1), source.read_rows(other, i, i + 1)) for i in sorted(places)
+    )
 
 
 def copy_companions(path: Path, out: Path) -> None:
