@@ -145,7 +145,7 @@ class RopeConfig:
         head_dim: int,
         layers: str | None = None,
         theta: float = 10000.0,
-        partial: float | None = None,
+        partial: float = 1.0,
     ) -> RopeConfig:
         """From any spelling: `rope_theta` + `rope_scaling`, `rope_parameters`, or `rope_parameters` by kind of layer,
         of which `layers` ("full_attention", "sliding_attention") is wanted. `theta` and `partial` are the family's own
@@ -164,11 +164,11 @@ class RopeConfig:
             known = ", ".join(ROPE_TYPES)
             raise UnsupportedError(f"{keys.source}: rope type {_shown(kind)} is not supported; {known} are.")
         inside = ConfigKeys(merged, f"{keys.source}: rope type {kind!r}")
-        outside = keys.filled(rope_theta=theta, partial_rotary_factor=partial or 1.0)
+        outside = keys.filled(rope_theta=theta, partial_rotary_factor=partial)
         base = (inside if inside.has("rope_theta") else outside).number("rope_theta")
         share = (inside if inside.has("partial_rotary_factor") else outside).number("partial_rotary_factor")
         dim = int(head_dim * share)
-        if share > 1 or dim < 2 or dim % 2 or (partial is None and share != 1):
+        if share > 1 or dim < 2 or dim % 2:
             raise UnsupportedError(
                 f"{keys.source}: a partial_rotary_factor of {share:g} of {head_dim} is not supported."
             )
@@ -241,8 +241,9 @@ class DecoderConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, keys: ConfigKeys, **family: Any) -> DecoderConfig:
-        """The keys that all families share; `family` sets what a family fixes or reads itself."""
+    def read(cls, keys: ConfigKeys, *, partial_rotary: bool = False, **family: Any) -> DecoderConfig:
+        """The keys that all families share; `family` sets what a family fixes or reads itself. Without
+        `partial_rotary`, a rotation of a part of each head is refused."""
         if keys.has("quantization_config"):
             raise UnsupportedError(
                 f"{keys.source}: 'quantization_config' says that the weights are quantized already; "
@@ -270,7 +271,10 @@ class DecoderConfig:
             "layers": (LayerKind(),) * layers,
         }
         if "rope" not in family:
-            defaults["rope"] = (RopeConfig.read(keys, head_dim),)
+            rope = RopeConfig.read(keys, head_dim)
+            if rope.dim and not partial_rotary:
+                raise UnsupportedError(f"{keys.source}: this family has no partial_rotary_factor other than 1.")
+            defaults["rope"] = (rope,)
         if "activation" not in family:
             defaults["activation"] = keys.activation()
         if "norm_eps" not in family:

@@ -22,7 +22,9 @@ def glm_keys(keys: ConfigKeys) -> ConfigKeys:
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = glm_keys(keys)
-    return DecoderConfig.read(keys, family="glm", interleaved=True, qkv_bias=keys.flag("attention_bias", True))
+    return DecoderConfig.read(
+        keys, partial_rotary=True, family="glm", interleaved=True, qkv_bias=keys.flag("attention_bias", True)
+    )
 
 
 Model = CausalLM

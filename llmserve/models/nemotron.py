@@ -17,6 +17,7 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
     bias = keys.flag("attention_bias", False)
     return DecoderConfig.read(
         keys,
+        partial_rotary=True,
         family="nemotron",
         norm_eps=keys.number("norm_eps"),
         qkv_bias=bias,

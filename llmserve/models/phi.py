@@ -20,6 +20,7 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = keys.filled(hidden_act="gelu_new", layer_norm_eps=1e-5, partial_rotary_factor=0.5)
     return DecoderConfig.read(
         keys,
+        partial_rotary=True,
         family="phi",
         norm_eps=keys.number("layer_norm_eps"),
         qkv_bias=True,

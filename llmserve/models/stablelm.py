@@ -20,6 +20,7 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = keys.filled(layer_norm_eps=1e-5, partial_rotary_factor=0.25, max_position_embeddings=4096)
     return DecoderConfig.read(
         keys,
+        partial_rotary=True,
         family="stablelm",
         norm_eps=keys.number("layer_norm_eps"),
         qkv_bias=keys.flag("use_qkv_bias", False),
