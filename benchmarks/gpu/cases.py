@@ -73,10 +73,12 @@ def _of(dtype: str) -> Iterator[dict[str, Any]]:
     }
     for width in (64, 520):
         for add in (False, True):
-            yield {"kernel": "rms_norm", "dtype": dtype, "x_dtype": dtype, "width": width, "add": add}
+            kind = {"width": width, "add": add, "centred": width == 64}
+            yield {"kernel": "norm", "dtype": dtype, "x_dtype": dtype, **kind}
     if dtype != "float32":  # what comes from the residual sum
-        yield {"kernel": "rms_norm", "dtype": dtype, "x_dtype": "float32", "width": 520, "add": False}
-    yield {"kernel": "gated_silu", "dtype": dtype, "width": 6000}
+        yield {"kernel": "norm", "dtype": dtype, "x_dtype": "float32", "width": 520, "add": False, "centred": False}
+    for activation in ("silu", "gelu_tanh"):
+        yield {"kernel": "gated", "dtype": dtype, "width": 6000, "activation": activation}
     yield {"kernel": "take_rows", "dtype": dtype, "x_width": 300, "width": 130}
     if dtype == "float32":  # what logits are in
         for vocab in (1000, 5003):
@@ -102,7 +104,8 @@ def _name(case: dict[str, Any]) -> str:
         parts.append(f"of_{case['x_dtype']}")
     if "width" in case:
         parts.append(str(case["width"]))
-    parts += [word for word in ("add", "norm") if case.get(word)]
+    parts += [case["activation"]] if "activation" in case else []
+    parts += [word for word in ("add", "norm", "centred") if case.get(word)]
     if "shape" in case:
         parts.append(case.get("label") or f"d{case['shape']['head_dim']}")
     return "_".join(part for part in parts if part)

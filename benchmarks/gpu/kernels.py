@@ -16,7 +16,7 @@ from llmserve.artifact import obtain, source_hash
 from llmserve.compile.environment import environment
 from llmserve.compile.host import kernel_set, link_host_code
 from llmserve.compile.pipeline import build_context
-from llmserve.kernels.base import AttentionShape
+from llmserve.kernels.base import AttentionShape, NormKind
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
 from llmserve.kernels.gpu.packed import Layout
 from llmserve.kernels.gpu.threads import fold, grid, local, shared
@@ -47,13 +47,13 @@ def _rows_of(case: Case, gpu: Gpu) -> PrimFunc:
     return linear.rows_of(case["name"], _layout(case), gpu, "float32")
 
 
-def _rms_norm(case: Case, gpu: Gpu) -> PrimFunc:
-    dtypes = (case["dtype"], case["x_dtype"])
-    return elementwise.rms_norm(case["name"], case["width"], 1e-5, gpu, *dtypes, case["add"])
+def _norm(case: Case, gpu: Gpu) -> PrimFunc:
+    kind = NormKind(1e-5, centred=case["centred"], bias=case["centred"])
+    return elementwise.norm(case["name"], case["width"], kind, gpu, case["dtype"], case["x_dtype"], case["add"])
 
 
-def _gated_silu(case: Case, gpu: Gpu) -> PrimFunc:
-    return elementwise.gated_silu(case["name"], case["width"], case["dtype"])
+def _gated(case: Case, gpu: Gpu) -> PrimFunc:
+    return elementwise.gated(case["name"], case["width"], case["activation"], case["dtype"])
 
 
 def _take_rows(case: Case, gpu: Gpu) -> PrimFunc:
@@ -116,8 +116,8 @@ def _stream_read(case: Case, gpu: Gpu) -> PrimFunc:
 BUILDERS: dict[str, Callable[[Case, Gpu], PrimFunc]] = {
     "linear": _linear,
     "rows_of": _rows_of,
-    "rms_norm": _rms_norm,
-    "gated_silu": _gated_silu,
+    "norm": _norm,
+    "gated": _gated,
     "take_rows": _take_rows,
     "sample": _sample,
     "rope_append": _rope_append,

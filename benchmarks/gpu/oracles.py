@@ -97,16 +97,19 @@ def rows_of(case: Case, call: Call) -> float:
     return excess(out, w[ids], 2.0**-23 * np.abs(w[ids]) + np.finfo(np.float32).smallest_subnormal)
 
 
-def rms_norm(case: Case, call: Call) -> float:
+def norm(case: Case, call: Call) -> float:
     rng = np.random.default_rng(0)
     width, dtype = case["width"], case["dtype"]
     x = rng.standard_normal((5, width)).astype(case["x_dtype"])
     residual = (100 * rng.standard_normal((5, width))).astype(np.float32)
     weight = rng.uniform(0.5, 2, width).astype(np.float32)
     y, total = np.full((5, width), np.nan, dtype), np.full((5, width), np.nan, np.float32)
-    call(*map(constant, (x, residual, weight) if case["add"] else (x, weight)), y, total)
+    bias = rng.uniform(0.5, 2, width).astype(np.float32)
+    params = (weight, bias) if case["centred"] else (weight,)
+    call(*map(constant, (x, residual, *params) if case["add"] else (x, *params)), y, total)
     exact = x.astype(np.float64) + (residual if case["add"] else 0)
-    expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * weight
+    moved = exact - exact.mean(-1, keepdims=True) if case["centred"] else exact
+    expected = moved / np.sqrt((moved**2).mean(-1, keepdims=True) + 1e-5) * weight + (bias if case["centred"] else 0)
     summed = x.astype(np.float32) + residual if case["add"] else x.astype(np.float32)
     # The sum is one addition in float32, or none: exact.
     return max(
@@ -115,7 +118,7 @@ def rms_norm(case: Case, call: Call) -> float:
     )
 
 
-def gated_silu(case: Case, call: Call) -> float:
+def gated(case: Case, call: Call) -> float:
     dtype, width = case["dtype"], case["width"]
     wide = np.linspace(-200, 200, width * 2 // 3)
     gate = np.concatenate([wide, np.linspace(-5, 5, width - len(wide))]).astype(dtype)
@@ -123,8 +126,10 @@ def gated_silu(case: Case, call: Call) -> float:
     out = np.full((1, width), np.nan, dtype)
     call(constant(np.concatenate([gate, up])[None]), out)
     exact = gate.astype(np.float64)
+    # Of either activation, the logistic function that the gate is multiplied with.
+    inner = exact if case["activation"] == "silu" else 2 * np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)
     with np.errstate(over="ignore"):
-        expected = exact / (1 + np.exp(-exact)) * up
+        expected = exact / (1 + np.exp(-inner)) * up
     # A GPU's exponential is good to a few units in the last place, more for large arguments; what is below the least
     # normal number may be flushed to zero, also before it is multiplied by the gate and `up` (below 1000).
     flushed = float(np.finfo(dtype).smallest_normal) + 1000 * float(np.finfo(np.float32).smallest_normal)
@@ -325,7 +330,7 @@ def stream_read(case: Case, call: Call) -> float:
 CHECKS: dict[str, Callable[[Case, Call], float]] = {
     check.__name__: check
     for check in (
-        *(linear, rows_of, rms_norm, gated_silu, take_rows, sample, rope_append, paged_attention),
+        *(linear, rows_of, norm, gated, take_rows, sample, rope_append, paged_attention),
         *(stream_copy, stream_read),
     )
 }

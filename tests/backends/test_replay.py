@@ -17,6 +17,7 @@ from tvm.runtime.vm import VirtualMachine
 from llmserve.backends.replay import CALLS_BEFORE_RECORDING, MAX_RECORDINGS, Replayed, _Recording
 from llmserve.compile.host import link
 from llmserve.compile.pipeline import compile_module
+from llmserve.kernels.base import NormKind
 from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.rows import Norm
 
@@ -39,8 +40,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """main: (x, (weight,), out) → out, in which the norm of the last of DEPTH sums is left. fresh: the same without
     `out`, in memory of its own."""
     builder = relax.BlockBuilder()
-    adding = builder.add_func(made_rows("add", WIDTH, NATIVE, Norm(1e-5, True)).without_attr("global_symbol"), "add")
-    last = builder.add_func(made_rows("last", WIDTH, NATIVE, Norm(1e-5, False)).without_attr("global_symbol"), "last")
+    adding = builder.add_func(
+        made_rows("add", WIDTH, NATIVE, Norm(NormKind(1e-5), True)).without_attr("global_symbol"), "add"
+    )
+    last = builder.add_func(
+        made_rows("last", WIDTH, NATIVE, Norm(NormKind(1e-5), False)).without_attr("global_symbol"), "last"
+    )
     for name in ("main", "fresh"):
         row = relax.TensorType((tvm.tirx.Var("n", "int64"), WIDTH), "float32")
         x, out = relax.Var("x", row), relax.Var("out", row)

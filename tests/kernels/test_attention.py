@@ -16,6 +16,7 @@ SHAPES = {
     "gqa7": AttentionShape(heads=7, kv_heads=1, head_dim=16, page_size=16),
     "gqa2-window": AttentionShape(heads=4, kv_heads=2, head_dim=128, page_size=16, window=21),
     "window-page": AttentionShape(heads=4, kv_heads=1, head_dim=16, page_size=16, window=16),
+    "softcap": AttentionShape(heads=2, kv_heads=1, head_dim=256, page_size=16, softcap=0.7),
 }
 # (keys already there, new queries) per sequence: decodes, chunks on history, page borders.
 BATCHES = [[(0, 1)], [(15, 1), (16, 1), (0, 17)], [(40, 9), (3, 1), (0, 50), (63, 2)]]
@@ -29,6 +30,7 @@ def reference(q, k, v, positions, shape, scale):
         for head in range(shape.heads):
             keys, values = k[first : position + 1, head // shape.group], v[first : position + 1, head // shape.group]
             score = keys @ q[i, head] * scale
+            score = shape.softcap * np.tanh(score / shape.softcap) if shape.softcap else score
             weight = np.exp(score - score.max())
             out[i, head] = weight @ values / weight.sum()
     return out
@@ -84,16 +86,18 @@ def test_attention_equals_the_reference(shape, isa):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
-@pytest.mark.parametrize("norm", [None, 1e-6], ids=["plain", "qk-norm"])
-def test_rope_append_equals_the_reference(norm, isa):
-    shape = AttentionShape(heads=6, kv_heads=2, head_dim=32, page_size=16)
+@pytest.mark.parametrize(("norm", "table"), [(None, 0), (1e-6, 1), (None, None)], ids=["plain", "qk-norm", "unturned"])
+def test_rope_append_equals_the_reference(norm, table, isa):
+    """One of two tables that lie side by side, or none."""
+    shape = AttentionShape(heads=6, kv_heads=2, head_dim=32, page_size=16, tables=2, table=table)
     rng = np.random.default_rng(2)
     m, d = 5, shape.head_dim
     qkv = rng.standard_normal((m, (shape.heads + 2 * shape.kv_heads) * d)).astype(np.float32)
     positions = np.array([0, 7, 30, 31, 2], np.int32)
     slots = np.array([3, 16, 47, 0, 33], np.int32)
-    angle = np.outer(np.arange(40), 10000.0 ** (-np.arange(d // 2) / (d // 2)))
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    angles = [np.outer(np.arange(40), theta ** (-np.arange(d // 2) / (d // 2))) for theta in (10000.0, 500.0)]
+    cos, sin = (part(np.concatenate(angles, 1)).astype(np.float32) for part in (np.cos, np.sin))
+    angle = np.zeros_like(angles[0]) if table is None else angles[table]
     weights = [rng.uniform(0.5, 2, d).astype(np.float32) for _ in range(2)] if norm else []
     pages = np.zeros(page_tensor(shape, 3), np.float16)
     q = np.zeros((m, shape.heads * d), np.float32)

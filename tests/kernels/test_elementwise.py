@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llmserve.kernels.base import ACTIVATIONS, NormKind
 from llmserve.kernels.cpu import elementwise, layout
 from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.rows import Gate, Norm
@@ -15,37 +16,70 @@ from .harness import RUNNABLE, compiled
 both = pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
 
 
+def normed(value, kind, weight, bias):
+    """The norm in float64."""
+    wide = value.astype(np.float64)
+    wide = wide - wide.mean(-1, keepdims=True) if kind.centred else wide
+    wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + kind.eps)
+    return wide * (weight if kind.weight else 1) + (bias if kind.bias else 0)
+
+
+NORMS = {
+    "rms": NormKind(1e-5),
+    "layer": NormKind(1e-5, centred=True, bias=True),
+    "bare": NormKind(1e-5, centred=True, weight=False),
+}
+
+
 @both
-def test_rms_norm_with_and_without_residual(isa):
+@pytest.mark.parametrize("kind", NORMS.values(), ids=NORMS)
+def test_norms_with_and_without_residual(kind, isa):
+    """x lies far from 0, where a variance by the mean of squares would lose its digits."""
     rng = np.random.default_rng(0)
     for width in (64, 24):
-        x, r = (rng.standard_normal((5, width)).astype(np.float32) for _ in "xr")
-        weight = rng.uniform(0.5, 2, width).astype(np.float32)
-
-        def expected(value, weight=weight):
-            wide = value.astype(np.float64)
-            return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight
-
+        x, r = (rng.standard_normal((5, width)).astype(np.float32) + 30 * kind.centred for _ in "xr")
+        weight, bias = (rng.uniform(0.5, 2, width).astype(np.float32) for _ in "wb")
+        params = [weight][: kind.weight] + [bias][: kind.bias]
+        allowed = {"rtol": 2e-6, "atol": 2e-5 if kind.centred else 1e-6}
         y, total = np.empty_like(x), np.empty_like(x)
-        compiled(made_rows("norm", width, isa, Norm(1e-5, False)), isa)(x, weight, y)
-        np.testing.assert_allclose(y, expected(x), rtol=2e-6, atol=1e-6)
-        compiled(made_rows("norm", width, isa, Norm(1e-5, True)), isa)(x, r, weight, y, total)
+        compiled(made_rows("norm", width, isa, Norm(kind, False)), isa)(x, *params, y)
+        np.testing.assert_allclose(y, normed(x, kind, weight, bias), **allowed)
+        compiled(made_rows("norm", width, isa, Norm(kind, True)), isa)(x, r, *params, y, total)
         np.testing.assert_array_equal(total, x + r)
-        np.testing.assert_allclose(y, expected(x + r), rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(y, normed(x + r, kind, weight, bias), **allowed)
+
+
+def gate_of(activation, x):
+    """The activation in float64."""
+    with np.errstate(over="ignore"):
+        if activation == "silu":
+            return x / (1 + np.exp(-x))
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 @both
-def test_gated_activation_over_the_whole_range(isa):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_activation_over_the_whole_range(activation, isa):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(np.float32)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(np.float32)
     out = np.empty((1, gate.size), np.float32)
-    kernel = compiled(made_rows("silu", gate.size, isa, Gate()), isa)
+    kernel = compiled(made_rows("gate", gate.size, isa, Gate(activation)), isa)
     kernel(np.concatenate([gate, up])[None], out)
-    wide = gate.astype(np.float64)
-    with np.errstate(over="ignore"):
-        expected = wide / (1 + np.exp(-wide)) * up
-    # float32 rounds the exponent x · log2 e by up to |x| · 6e-8; where it is clamped the true value is below 1e-36.
-    np.testing.assert_allclose(out[0], expected, rtol=1e-5, atol=1e-30)
+    # float32 rounds the exponent x · log2 e by up to |x| · 6e-8; where it is clamped the true value is below 1e-36. The
+    # tanh of float64 is 1 less 1e-16, so below that the form by tanh says nothing.
+    atol = 1e-30 if activation == "silu" else 1e-13
+    np.testing.assert_allclose(out[0], gate_of(activation, gate.astype(np.float64)) * up, rtol=1e-5, atol=atol)
+
+
+@both
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+def test_logits_are_scaled_and_capped_in_place(cap, isa):
+    for width in (1000, 37, 3):
+        logits = np.random.default_rng(5).standard_normal((3, width)).astype(np.float32) * 100
+        scaled = logits.astype(np.float64) * 0.25
+        compiled(elementwise.cap_logits("cap", width, 0.25, cap, isa), isa)(logits)
+        expected = cap * np.tanh(scaled / cap) if cap else scaled
+        np.testing.assert_allclose(logits, expected, rtol=2e-6, atol=2e-5)
 
 
 @both

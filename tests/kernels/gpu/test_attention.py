@@ -20,7 +20,7 @@ SHAPES = {
     # As many scores as threads, so that nothing stands between a thread's last key and its first score.
     "mqa8": AttentionShape(heads=8, kv_heads=1, head_dim=32, page_size=16),
     "window": AttentionShape(heads=4, kv_heads=2, head_dim=128, page_size=16, window=21),
-    "wide": AttentionShape(heads=2, kv_heads=1, head_dim=256, page_size=16),
+    "wide": AttentionShape(heads=2, kv_heads=1, head_dim=256, page_size=16, softcap=0.7),
     "pages of 32": AttentionShape(heads=2, kv_heads=2, head_dim=96, page_size=32, window=40),
 }
 # (keys already there, new queries) per sequence: decodes, chunks on history, page borders, one row in several parts.
@@ -94,17 +94,22 @@ def test_shared_memory_suffices_for_every_head(platform, head_dim):
 
 @each_platform
 @each_dtype
-@pytest.mark.parametrize("norm", [None, 1e-6], ids=["plain", "qk-norm"])
-@pytest.mark.parametrize("d", [64, 80])
-def test_rope_append_equals_the_reference(norm, d, dtype, platform):
-    shape = AttentionShape(heads=6, kv_heads=2, head_dim=d, page_size=16, page_dtype=dtype)
+@pytest.mark.parametrize(
+    ("norm", "d", "table"),
+    [(None, 64, 0), (1e-6, 80, 1), (None, 80, None)],
+    ids=["plain", "qk-norm", "unturned"],
+)
+def test_rope_append_equals_the_reference(norm, d, table, dtype, platform):
+    """One of two tables that lie side by side, or none."""
+    shape = AttentionShape(heads=6, kv_heads=2, head_dim=d, page_size=16, page_dtype=dtype, tables=2, table=table)
     rng = np.random.default_rng(2)
     m = 5
     qkv = rng.standard_normal((m, (shape.heads + 2 * shape.kv_heads) * d)).astype(dtype)
     positions = np.array([0, 7, 30, 31, 2], np.int32)
     slots = np.array([3, 16, 47, 0, 33], np.int32)
-    angle = np.outer(np.arange(40), 10000.0 ** (-np.arange(d // 2) / (d // 2)))
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    angles = [np.outer(np.arange(40), theta ** (-np.arange(d // 2) / (d // 2))) for theta in (10000.0, 500.0)]
+    cos, sin = (part(np.concatenate(angles, 1)).astype(np.float32) for part in (np.cos, np.sin))
+    angle = np.zeros_like(angles[0]) if table is None else angles[table]
     weights = [rng.uniform(0.5, 2, d).astype(np.float32) for _ in range(2)] if norm else []
     pages = np.zeros(page_tensor(shape, 3), dtype)
     q = np.zeros((m, shape.heads * d), dtype)
