@@ -81,6 +81,7 @@ def _of(dtype: str) -> Iterator[dict[str, Any]]:
         yield {"kernel": "gated", "dtype": dtype, "width": 6000, "activation": activation}
     yield {"kernel": "take_rows", "dtype": dtype, "x_width": 300, "width": 130}
     if dtype == "float32":  # what logits are in
+        yield {"kernel": "cap_logits", "dtype": dtype, "width": 1000}
         for vocab in (1000, 5003):
             yield {"kernel": "sample", "dtype": dtype, "width": vocab}
     for head_dim in (64, 80):

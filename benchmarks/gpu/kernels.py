@@ -56,6 +56,10 @@ def _gated(case: Case, gpu: Gpu) -> PrimFunc:
     return elementwise.gated(case["name"], case["width"], case["activation"], case["dtype"])
 
 
+def _cap_logits(case: Case, gpu: Gpu) -> PrimFunc:
+    return elementwise.cap_logits(case["name"], case["width"], 0.25, 30.0)
+
+
 def _take_rows(case: Case, gpu: Gpu) -> PrimFunc:
     return elementwise.take_rows(case["name"], (case["x_width"], case["width"]), case["dtype"])
 
@@ -118,6 +122,7 @@ BUILDERS: dict[str, Callable[[Case, Gpu], PrimFunc]] = {
     "rows_of": _rows_of,
     "norm": _norm,
     "gated": _gated,
+    "cap_logits": _cap_logits,
     "take_rows": _take_rows,
     "sample": _sample,
     "rope_append": _rope_append,

@@ -136,6 +136,14 @@ def gated(case: Case, call: Call) -> float:
     return excess(out[0], expected, (ROUNDING[dtype] + 3e-5) * np.abs(expected) + flushed)
 
 
+def cap_logits(case: Case, call: Call) -> float:
+    logits = np.random.default_rng(5).standard_normal((3, case["width"])).astype(np.float32) * 100
+    expected = 30 * np.tanh(logits.astype(np.float64) * 0.25 / 30)
+    call(logits)
+    # The same exponential as above, of values up to 8.
+    return excess(logits, expected, 3e-5 * np.abs(expected) + 1e-4)
+
+
 def take_rows(case: Case, call: Call) -> float:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((9, case["x_width"])).astype(case["dtype"])
@@ -330,7 +338,7 @@ def stream_read(case: Case, call: Call) -> float:
 CHECKS: dict[str, Callable[[Case, Call], float]] = {
     check.__name__: check
     for check in (
-        *(linear, rows_of, norm, gated, take_rows, sample, rope_append, paged_attention),
+        *(linear, rows_of, norm, gated, cap_logits, take_rows, sample, rope_append, paged_attention),
         *(stream_copy, stream_read),
     )
 }

@@ -121,7 +121,11 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
-SOURCES = {"norm": Norm(1e-5, False), "add-norm": Norm(1e-6, True), "gate": Gate()}
+SOURCES = {
+    "norm": Norm(NormKind(1e-5), False),
+    "add-layer-norm": Norm(NormKind(1e-6, centred=True, bias=True), True),
+    "gate": Gate("gelu_tanh"),
+}
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
