@@ -19,6 +19,7 @@ from llmserve.quant.group import GroupFormat
 from llmserve.quant.scheme import SCHEMES
 
 from .oracle import Oracle
+from .skips import package
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 # Of twins, the one that CPUs compute.
@@ -48,8 +49,8 @@ def random_ids(seed: int, count: int) -> list[int]:
 def test_float32_equals_transformers(family, load, checkpoint):
     """Logits of a text longer than the windows, and 64 greedy tokens. Pages are float32 here, so that the difference is
     only the order of float32 sums: 1e-4 of the largest logit leaves a factor of ten."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    transformers = package("transformers", "transformers as a reference")
     reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     llm, ids = load(family, "f32"), random_ids(0, 100)
     with torch.no_grad():
@@ -67,8 +68,8 @@ def test_float32_equals_transformers(family, load, checkpoint):
 def test_embeddings_equal_transformers(family, load, checkpoint):
     """Pooled last hidden states of texts shorter and longer than a step takes, to 1e-5 of their unit length: ten times
     what float32 sums in another order were seen to differ by."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    transformers = package("transformers", "transformers as a reference")
     reference = transformers.AutoModel.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     texts = [random_ids(0, 1), random_ids(1, 100), random_ids(2, 17)]
     chunked = LLM(checkpoint(family), quant="f32", num_pages=32, max_num_seqs=8, max_num_batched_tokens=24)
