@@ -164,10 +164,11 @@ def metal(library: Path, executable: Any, scratch: Path) -> Found:
 def webgpu(library: Path, executable: Any, scratch: Path) -> Found:
     from tests.compile import binaries
 
-    names = binaries.make_pipelines(_source(executable.mod))
-    if not names:
+    kernels = dict(binaries.wgsl_kernels(_source(executable.mod)))
+    if not kernels:
         raise LLMServeError("No shader was found in what was compiled.")
-    return {"kernels": len(names), "checked": "wgpu-native (naga): every shader validated, and a pipeline made of it"}
+    binaries.make_pipelines(kernels)
+    return {"kernels": len(kernels), "checked": "wgpu-native (naga): every shader validated, and a pipeline made of it"}
 
 
 def _source(module: Any) -> str:

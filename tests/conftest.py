@@ -1,5 +1,5 @@
-"""What all tests share: a cache of their own, so that nothing a user has cached is used or touched, and compiled models
-that several tests take from it."""
+"""What all tests share: a cache of their own, so that nothing a user has cached is used or touched, compiled models
+that several tests take from it, and a line at the end that says what was not tested."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.compile.random_checkpoint import write_random_checkpoint
+
+from .skips import pytest_terminal_summary  # noqa: F401  # a hook
 
 
 @pytest.fixture(scope="session", autouse=True)

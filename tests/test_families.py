@@ -20,6 +20,7 @@ from llmserve.quant.scheme import SCHEMES
 
 from . import reference
 from .oracle import Oracle
+from .skips import package
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 # Of twins, the one that CPUs compute.
@@ -50,8 +51,8 @@ def test_float32_equals_transformers(family, load, checkpoint):
     """Logits of a text longer than the windows, and 64 greedy tokens. Pages are float32 here, so that the difference is
     only the order of float32 sums: 1e-4 of the largest logit leaves a factor of ten. Pooled last hidden states, to 1e-5
     of their unit length."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    package("transformers", "transformers as a reference")
     model = reference.load(checkpoint(family))
     llm, ids = load(family, "f32"), random_ids(0, 100)
     with torch.no_grad():
@@ -72,8 +73,8 @@ def test_float32_equals_transformers(family, load, checkpoint):
 def test_quantized_equals_transformers(family, load, checkpoint, tmp_path):
     """The stored weights put back into a checkpoint, with activations and pages rounded as the engine rounds them. See
     the test of schemes for what two correct implementations may differ by."""
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    package("torch", "transformers as a reference")
+    package("transformers", "transformers as a reference")
     build = Build(str(checkpoint(family)), quant="q4")
     model = reference.load(reference.checkpoint_of_stored(build, tmp_path / "stored"))
     texts = [random_ids(seed, 5) for seed in range(12)]
@@ -89,8 +90,8 @@ def test_quantized_equals_transformers(family, load, checkpoint, tmp_path):
 def test_embeddings_equal_transformers(load, checkpoint):
     """Pooled last hidden states of texts shorter and longer than a step takes, to 1e-5 of their unit length: ten times
     what float32 sums in another order were seen to differ by."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    transformers = package("transformers", "transformers as a reference")
     model = transformers.AutoModel.from_pretrained(checkpoint("llama"), dtype=torch.float32).eval()
     texts = [random_ids(0, 1), random_ids(1, 100), random_ids(2, 17)]
     chunked = LLM(checkpoint("llama"), quant="f32", num_pages=32, max_num_seqs=8, max_num_batched_tokens=24)

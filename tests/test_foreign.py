@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
 from llmserve.compile.random_checkpoint import write_random_checkpoint
 from llmserve.models.base import family as find
 
+from .kernels.harness import EXECUTABLE
+from .skips import package
 from .weights.foreign import packing
 from .weights.foreign.packing import Packer
 from .weights.foreign.test_packed import AWQ, COMPRESSED, GPTQ, INTEGERS
@@ -31,13 +34,16 @@ def random_ids(seed: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, 500, 6)]
 
 
-def assert_same_logits(made: Path, twin: Path) -> None:
-    ours, theirs = (LLM(path, quant=quant, kv_cache_memory="16MiB") for path, quant in ((made, None), (twin, "none")))
-    errors = []
-    for seed in range(6):
-        expected = theirs.logits(random_ids(seed))
-        errors.append(np.abs(ours.logits(random_ids(seed)) - expected).max() / np.abs(expected).max())
-    assert max(errors) <= TOLERANCE, errors
+def assert_same_logits(made: Path, twin: Path, archs: tuple[str | None, ...] = (None,)) -> None:
+    """`archs` are the instruction sets to serve `made` with."""
+    theirs = LLM(twin, quant="none", kv_cache_memory="16MiB")
+    expected = [theirs.logits(random_ids(seed)) for seed in range(6)]
+    for arch in archs:
+        ours = LLM(made, arch=arch, kv_cache_memory="16MiB")
+        errors = [
+            np.abs(ours.logits(random_ids(seed)) - its).max() / np.abs(its).max() for seed, its in enumerate(expected)
+        ]
+        assert max(errors) <= TOLERANCE, (arch, errors)
 
 
 MODELS: list[tuple[str, Packer, dict[str, Any]]] = [
@@ -46,7 +52,6 @@ MODELS: list[tuple[str, Packer, dict[str, Any]]] = [
     ("mistral", packing.gptq(size=64, order="mixed"), GPTQ | {"group_size": 64, "desc_act": True}),
     ("llama", packing.awq(32), AWQ | {"group_size": 32}),
     ("qwen3", packing.pack_quantized(size=32), COMPRESSED),
-    ("llama", packing.int_quantized(), INTEGERS),
 ]
 
 
@@ -56,6 +61,14 @@ def test_logits_are_those_of_the_dequantized_weights(
 ) -> None:
     made, twin = packing.write(tmp_path, family, pack, settings)
     assert_same_logits(made, twin)
+
+
+def test_integers_of_all_levels_are_served_by_every_instruction_set(tmp_path: Path) -> None:
+    """-128 among 8-bit integers, which is stored as the highest level, 255."""
+    made, twin = packing.write(tmp_path, "llama", packing.int_quantized(), INTEGERS)
+    stored = load_file(made / "model.safetensors")
+    assert any((tensor == -128).any() for tensor in stored.values() if tensor.dtype == np.int8)
+    assert_same_logits(made, twin, tuple(isa.name for isa in EXECUTABLE))
 
 
 def test_without_quantization_they_are_the_same(tmp_path: Path) -> None:
@@ -68,13 +81,15 @@ def test_without_quantization_they_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "Q4_0"), ("qwen3", "Q8_0"), ("mistral", "Q5_1")])
 def test_gguf_files_are_served(tmp_path: Path, family: str, kind: str) -> None:
-    test_gguf = pytest.importorskip("tests.weights.foreign.test_gguf")
+    from .weights.foreign import test_gguf
+
     assert_same_logits(*test_gguf.write(tmp_path, family, kind))
 
 
 def test_a_gguf_file_answers(tmp_path: Path) -> None:
     """By the path of the file, with its own vocabulary and chat template."""
-    test_gguf = pytest.importorskip("tests.weights.foreign.test_gguf")
+    from .weights.foreign import test_gguf
+
     file, twin = test_gguf.write(tmp_path)
     ours, theirs = (LLM(path, quant="none", kv_cache_memory="16MiB") for path in (file, twin))
     np.testing.assert_array_equal(ours.logits(random_ids(0)), theirs.logits(random_ids(0)))
@@ -103,10 +118,9 @@ def test_logits_are_llama_cpps(tmp_path: Path, family: str) -> None:
     """llama.cpp itself runs the file, and makes a Q4_K_M of it. Against floats it differs by the float16 in its cache
     and products (7e-4 and 1e-3 of the largest logit were measured); with K-quants it rounds activations to 8 bits, and
     ours here does not (3.0 to 3.6 % were measured)."""
-    llama_cpp = pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is not installed (pip install llmserve[bench])"
-    )
-    test_gguf = pytest.importorskip("tests.weights.foreign.test_gguf")
+    llama_cpp = package("llama_cpp", "llama.cpp as a reference", "pip install 'llmserve[bench]'")
+    from .weights.foreign import test_gguf
+
     keys = {"intermediate_size": 512, "rope_scaling": test_gguf.LLAMA3} if family == "llama" else {}
     file, _ = test_gguf.write(tmp_path, family, keys={"intermediate_size": 512, "hidden_size": 256} | keys)
     params = llama_cpp.llama_model_quantize_default_params()

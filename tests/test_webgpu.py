@@ -18,6 +18,7 @@ from llmserve.quant.group import GroupFormat
 
 from .kernels.gpu.harness import needs_device
 from .oracle import Oracle
+from .skips import package
 from .test_families import random_ids
 from .test_serve import Server
 
@@ -51,8 +52,8 @@ class FloatOracle(Oracle):
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])  # one of each kind of attention; qwen2 is below
 def test_float32_equals_transformers(family, load, checkpoint):
     """As on CPUs: the difference is the order of float32 sums, and exponentials that are good to a few units."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    transformers = package("transformers", "transformers as a reference")
     reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     llm, ids = load(family, "f32"), random_ids(0, 100)
     with torch.no_grad():

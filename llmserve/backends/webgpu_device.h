@@ -162,7 +162,7 @@ class WebGPUDevice {
     if (adapters.empty()) {
       TVM_FFI_THROW(RuntimeError)
           << "There is no WebGPU adapter: no driver for Vulkan, Metal or DirectX 12 was found; install the GPU's driver "
-             "(on Debian a software one is in mesa-vulkan-drivers).";
+             "(a software one on Debian: apt install mesa-vulkan-drivers).";
     }
     auto rank = [](WGPUAdapter adapter) {
       WGPUAdapterInfo info = WGPU_ADAPTER_INFO_INIT;

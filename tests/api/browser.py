@@ -91,7 +91,7 @@ def chromium(*more_flags: str) -> Iterator[Browser]:
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
+        pytest.skip("pages in a browser: Chromium is not installed (apt install chromium chromium-driver)")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = binary

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ class Process:
         self.url = f"{self.scheme}://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", __name__, json.dumps(options, default=str)]
         root = Path(__file__).parents[2]
-        self.popen = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+        # Not a pipe: one that nobody reads stops the server when it is full, after some hundred requests.
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.popen = subprocess.Popen(command, cwd=root, env=environment, stderr=self._said, text=True)
         self.headers: dict[str, str] = {}
 
     def wait(self) -> None:
@@ -77,8 +80,9 @@ class Process:
 
     def end(self, seconds: float = 20.0) -> tuple[int, str]:
         """Its exit code and what it has logged, once it has ended."""
-        said = self.popen.communicate(timeout=seconds)[1]
-        return self.popen.returncode, said
+        code = self.popen.wait(seconds)
+        self._said.seek(0)
+        return code, self._said.read()
 
 
 @contextmanager
@@ -91,7 +95,7 @@ def process(**options: Any) -> Iterator[Process]:
     finally:
         if server.popen.poll() is None:
             server.signal(signal.SIGKILL)
-        server.popen.communicate()
+        server.popen.wait()
 
 
 def main() -> None:

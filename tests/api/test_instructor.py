@@ -10,9 +10,10 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from ..skips import package
 from .server import MODEL, Executor, serve
 
-instructor: Any = pytest.importorskip("instructor", reason="it comes with the extra `clients`")
+instructor = package("instructor", "instructor as a client", "make clients")
 
 
 class City(BaseModel, extra="forbid"):  # noise would add properties without end

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from ..skips import package
 from .server import MODEL, Executor, Running, serve
 from .test_tools import ANSWERS, CLOCK, WEATHER
 
-langchain_openai = pytest.importorskip("langchain_openai")
+langchain_openai = package("langchain_openai", "LangChain as a client")
 
 
 class City(BaseModel, extra="forbid"):

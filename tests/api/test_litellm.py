@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from ..skips import package
 from .server import MODEL, Executor, Running, serve
 from .test_tools import ANSWERS, CLOCK, WEATHER
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices on the network when it is imported
-litellm = pytest.importorskip("litellm")
+litellm = package("litellm", "LiteLLM as a client")
 
 
 def ask(server: Running, **options: Any) -> Any:

@@ -25,8 +25,12 @@ def script(prompt: str) -> str:
     return "Hello, wörld."
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
-@pytest.mark.skipif(not (HERE / "node_modules").is_dir(), reason="`make clients` has not been run")
+@pytest.mark.skipif(
+    not (HERE / "node_modules").is_dir(), reason="clients for Node: they are not installed (make clients)"
+)
+@pytest.mark.skipif(
+    shutil.which("node") is None, reason="clients for Node: no Node is installed (apt install nodejs npm)"
+)
 def test_node_clients() -> None:
     with serve(executor=Executor(script=script, max_model_len=2048, num_pages=2048)) as server:
         run = subprocess.run(

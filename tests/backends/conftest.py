@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 import tvm
 
-from llmserve import backends
-from llmserve.errors import UnsupportedError
+from ..kernels.gpu.harness import needs_device
 
 TARGET = {"kind": "webgpu", "max_num_threads": 256, "host": {"kind": "llvm"}}
 
 
 @pytest.fixture(scope="session")
 def webgpu(cache: Path) -> tvm.runtime.Device:
-    try:
-        backends.device_info("webgpu")
-    except UnsupportedError as error:
-        pytest.skip(f"no webgpu device here: {error}")
+    needs_device()
     return tvm.device("webgpu")
 
 

@@ -78,7 +78,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     if not shutil.which("g++"):
-        pytest.skip("there is no g++")
+        pytest.skip("threads of CPUs: g++ is not installed (apt install g++)")
     directory: Path = tmp_path_factory.mktemp("threads")
     (directory / "harness.c").write_text(HARNESS)
     library = directory / "pool.so"

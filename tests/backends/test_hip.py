@@ -25,7 +25,8 @@ HEADERS = Path(backends.__file__).parent
 Run = Callable[[str], tuple[Any, list[list[str]]]]
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not any(map(shutil.which, build.COMPILERS)), reason="needs a C++ compiler, on Linux"
+    sys.platform != "linux" or not any(map(shutil.which, build.COMPILERS)),
+    reason="the plugin for HIP: it takes Linux and a C++ compiler (apt install g++)",
 )
 
 
@@ -57,7 +58,7 @@ def calls(log: list[list[str]], *names: str) -> list[list[str]]:
 def test_the_declarations_are_hips(tmp_path: Path) -> None:
     """Functions that were declared otherwise would not compile; numbers are compared."""
     if not Path("/usr/include/hip/hip_runtime_api.h").exists() and not Path("/opt/rocm/include/hip").exists():
-        pytest.skip("HIP's header is not installed (Debian: libamdhip64-dev)")
+        pytest.skip("HIP's declarations: its header is not installed (apt install libamdhip64-dev)")
     pairs = {
         "kOutOfMemory": "hipErrorOutOfMemory",
         "kDeinitialized": "hipErrorDeinitialized",

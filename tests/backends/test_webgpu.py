@@ -20,6 +20,7 @@ from tvm import relax
 
 from llmserve import backends
 
+from ..kernels.gpu.harness import needs_float16
 from . import kernels, wgsl
 from .conftest import TARGET
 
@@ -49,8 +50,8 @@ def test_a_kernel_with_scalars(webgpu: Device, build: Build, n: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint32"])
 def test_types(webgpu: Device, build: Build, dtype: str) -> None:
-    if dtype == "float16" and not backends.device_info("webgpu")["features"]["shader-f16"]:
-        pytest.skip("this adapter has no float16")
+    if dtype == "float16":
+        needs_float16()
     a, b = random(1001, dtype="int32").astype(dtype), random(1001, dtype="int32", seed=1).astype(dtype)
     out = tvm.runtime.empty((1001,), dtype, webgpu)
     build(kernels.add(dtype))["add"](tvm.runtime.tensor(a, webgpu), tvm.runtime.tensor(b, webgpu), out)

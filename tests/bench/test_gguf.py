@@ -14,7 +14,9 @@ from llmserve.errors import UnsupportedError
 from llmserve.quant.group import as_float32
 from llmserve.weights.read import Checkpoint
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")
+from ..skips import package
+
+gguf = package("gguf", "GGUF files in benchmarks")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 

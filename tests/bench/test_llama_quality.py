@@ -13,8 +13,11 @@ from llmserve.compile import judging
 from llmserve.compile.build import Build
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[bench])")
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install llmserve[bench])")
+from ..skips import package
+
+BENCH_EXTRA = "pip install 'llmserve[bench]'"
+gguf = package("gguf", "the comparison with llama.cpp", BENCH_EXTRA)
+package("llama_cpp", "the comparison with llama.cpp", BENCH_EXTRA)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 CONFIG = TINY_LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}

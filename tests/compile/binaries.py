@@ -7,11 +7,13 @@ import shutil
 import struct
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..skips import package
 
 SHIM = Path(__file__).with_name("msl")
 # e_machine of an ELF header.
@@ -47,7 +49,7 @@ def llvm(tool: str, *arguments: str, data: bytes, tmp_path: Path) -> str:
         filter(None, (shutil.which(name) for name in (tool, *(f"{tool}-{n}" for n in range(22, 13, -1))))), None
     )
     if program is None:
-        pytest.skip(f"{tool} is not installed (Debian: apt install llvm)")
+        pytest.skip(f"machine code for GPUs: {tool} is not installed (apt install llvm)")
     file = tmp_path / "looked-at"
     file.write_bytes(data)
     return subprocess.run([program, *arguments, str(file)], capture_output=True, check=True, text=True).stdout
@@ -63,7 +65,7 @@ def complaints_about_metal(sources: list[str], tmp_path: Path) -> str:
     """What a C++ compiler says of Metal source, with the language's own names from the shim. Empty if all is well."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler is installed")
+        pytest.skip("Metal's source: no C++ compiler is installed (apt install g++)")
     include = "#include <metal_stdlib>\n"
     file = tmp_path / "kernels.cc"
     file.write_text(
@@ -81,18 +83,21 @@ def wgsl_kernels(source: str) -> Iterator[tuple[str, str]]:
             yield match[1], part.partition("\n")[2]
 
 
-def make_pipelines(source: str) -> list[str]:
-    """Has wgpu-native check each kernel and make a pipeline of it, on any adapter; returns their names."""
-    wgpu: Any = pytest.importorskip("wgpu")
+def make_pipelines(kernels: Mapping[str, str]) -> None:
+    """Has wgpu-native check kernels of WGSL, by entry point, and make a pipeline of each, on any adapter that has what
+    they need."""
+    wgpu: Any = package("wgpu", "WGSL")
     try:
-        adapter = wgpu.gpu.request_adapter_sync()
-        features = [name for name in ("shader-f16",) if name in adapter.features]
-        device = adapter.request_device_sync(required_features=features)
+        adapters = wgpu.gpu.enumerate_adapters_sync()
     except Exception as error:  # whatever a driver says: there is none that could be asked
-        pytest.skip(f"no WebGPU adapter: {error}")
-    names = []
-    for name, text in wgsl_kernels(source):
+        pytest.skip(f"WGSL: no WebGPU adapter, {error} (apt install mesa-vulkan-drivers)")
+    needed = ["shader-f16"] if any("enable f16;" in text for text in kernels.values()) else []
+    adapter = next((adapter for adapter in adapters if adapter.features.issuperset(needed)), None)
+    if adapter is None:
+        there = ", ".join(f"{a.info['device']} by {a.info['backend_type']}" for a in adapters) or "no adapter at all"
+        feature = f" has {needed[0]}" if needed else ""
+        pytest.skip(f"WGSL: no WebGPU adapter{feature}; there is {there} (apt install mesa-vulkan-drivers)")
+    device = adapter.request_device_sync(required_features=needed)
+    for name, text in kernels.items():
         module = device.create_shader_module(code=text)
         device.create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": name})
-        names.append(name)
-    return names

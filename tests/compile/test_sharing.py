@@ -9,8 +9,8 @@ from tvm.relax import transform as rx
 from tvm.runtime.vm import VirtualMachine
 
 from llmserve.compile.sharing import share_tensors
-from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.base import NormKind
+from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.rows import Norm
 
 from ..kernels.harness import NATIVE, target

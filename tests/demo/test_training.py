@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs PyTorch, which is in the extras test and train")
+from ..skips import package
+
+torch = package("torch", "training")
 
 from demo.data import make  # noqa: E402
 from demo.model import Llama, Shape  # noqa: E402

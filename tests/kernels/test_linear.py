@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tvm
 
+from llmserve.kernels.base import NormKind
 from llmserve.kernels.cpu import layout
 from llmserve.kernels.cpu.elementwise import made_rows
 from llmserve.kernels.cpu.isa import ISAS
@@ -145,9 +146,11 @@ def test_what_is_done_while_reading_equals_doing_it_before(source, storage, isa)
     fused = compiled(make("linear", n, k, storage, isa, False, source), isa)
     before = compiled(made_rows("rows", k, isa, source), isa)
     for m in (1, 2, 7, 70):
-        x = rng.standard_normal((m, 2 * k if source == Gate() else k)).astype(np.float32)
-        more = [] if source == Gate() else [rng.uniform(0.5, 2, k).astype(np.float32)]
-        adds = isinstance(source, Norm) and source.residual
+        gates = isinstance(source, Gate)
+        x = rng.standard_normal((m, 2 * k if gates else k)).astype(np.float32)
+        params = 0 if gates else source.kind.weight + source.kind.bias
+        more = [rng.uniform(0.5, 2, k).astype(np.float32) for _ in range(params)]
+        adds = not gates and source.residual
         if adds:
             more.insert(0, rng.standard_normal((m, k)).astype(np.float32))
         made, y, expected = np.empty((m, k), np.float32), *(np.full((m, n), np.nan, np.float32) for _ in "ye")

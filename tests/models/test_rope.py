@@ -10,6 +10,8 @@ from llmserve.models import rope
 from llmserve.models.base import read_family
 from llmserve.models.llama import TINY
 
+from ..skips import package
+
 VARIANTS = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -55,8 +57,8 @@ def new_spelling(parameters):
 @pytest.mark.parametrize("spelling", [old_spelling, new_spelling], ids=["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_frequencies_equal_transformers(name, spelling):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    transformers = package("transformers", "transformers as a reference")
+    torch = package("torch", "transformers as a reference")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     raw = spelling(VARIANTS[name])

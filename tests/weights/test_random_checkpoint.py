@@ -15,6 +15,8 @@ from llmserve.errors import UnsupportedError
 from llmserve.weights.read import Checkpoint
 from llmserve.weights.tiny_tokenizer import SPECIALS, write_tokenizer
 
+from ..skips import package
+
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -79,8 +81,8 @@ def test_configs_and_template_agree(tmp_path: Path) -> None:
 @pytest.mark.reference
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_transformers_takes_it(tmp_path: Path, family: str) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "transformers as a reference")
+    transformers = package("transformers", "transformers as a reference")
     path = write_random_checkpoint(tmp_path, TINY_LLAMA | {"model_type": family, "architectures": None})
     model, info = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

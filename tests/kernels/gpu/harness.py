@@ -46,7 +46,7 @@ def _missing_webgpu() -> str | None:
     try:
         backends.device_info("webgpu")
     except LLMServeError as error:
-        return f"no WebGPU device: {error}"
+        return f"WebGPU: {error}"
     return None
 
 
@@ -54,6 +54,14 @@ def needs_device(platform: str = "webgpu") -> None:
     """Skips the test where the platform's kernels cannot be run."""
     if reason := _missing_webgpu() if platform == "webgpu" else emulation.missing():
         pytest.skip(reason)
+
+
+def needs_float16() -> None:
+    """Skips the test where there is no WebGPU device, or its driver has no float16."""
+    needs_device()
+    info = backends.device_info("webgpu")
+    if not info["features"]["shader-f16"]:
+        pytest.skip(f"float16 on WebGPU: {info['name']} by {info['backend']} has no shader-f16; a newer driver may")
 
 
 def target_of(platform: str, dtype: str) -> dict[str, Any]:
@@ -72,6 +80,8 @@ def _on_webgpu(func: tvm.tirx.PrimFunc, target: dict[str, Any]) -> Callable[...,
     name = str(func.attrs["global_symbol"])
     with build_context():
         executable = tvm.compile(tvm.IRModule({name: func}), target=tvm.target.Target(target))
+    if "enable f16;" in executable.mod.imports[0].inspect_source():
+        needs_float16()
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "kernel.so")
         executable.export_library(path, fcompile=link_host_code)

@@ -23,7 +23,7 @@ def test_it_compiles(platform: str, arch: str) -> None:
     try:
         environment(platform, arch)
     except LLMServeError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"compiling for {platform}: {error}")
     kernels, target = kernel_set(PLATFORMS[platform], arch, "float16")
     func = sample("sample", 32003, kernels.gpu)
     with build_context():

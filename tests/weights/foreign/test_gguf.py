@@ -25,10 +25,11 @@ from llmserve.weights.foreign.gguf.blocks import TYPES
 from llmserve.weights.foreign.gguf.file import GGUFFile
 from llmserve.weights.foreign.gguf.tokenizer import tokenizer_files
 
+from ...skips import package
 from . import packing
 from .test_packed import fused, stored_weights
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[test])")
+gguf = package("gguf", "GGUF files")
 Type = gguf.GGMLQuantizationType
 
 LAYER = {

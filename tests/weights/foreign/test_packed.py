@@ -19,6 +19,7 @@ from llmserve.quant.takeover import holders
 from llmserve.weights.foreign import open_source
 from llmserve.weights.load import load_params
 
+from ...skips import package
 from . import packing
 from .packing import Packer
 
@@ -338,8 +339,8 @@ def test_scales_beyond_float16(tmp_path: Path) -> None:
 def test_what_compressed_tensors_writes(tmp_path: Path, symmetric: bool, strategy: str, size: Any, bits: int) -> None:
     """Its own compressor packs, its own decompressor says what the weights are. It multiplies in bfloat16, where ours
     does in float32: within half a unit of bfloat16's last place, 2**-8 of the value."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("compressed_tensors")
+    torch = package("torch", "compressed-tensors as a reference")
+    package("compressed_tensors", "compressed-tensors as a reference")
     from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor as Reference
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 

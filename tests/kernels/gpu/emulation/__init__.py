@@ -42,7 +42,7 @@ _POISON = 0xFF  # NaN as a float, of any size; -1 as an integer
 def missing() -> str | None:
     """Why nothing can be emulated here."""
     if sys.platform != "linux" or not shutil.which("g++"):
-        return "emulating a GPU takes Linux and g++"
+        return "kernels on emulated GPUs: that takes Linux and g++ (apt install g++)"
     return None
 
 
