@@ -52,8 +52,8 @@ class ConfigKeys:
 
     def filled(self, **defaults: Any) -> ConfigKeys:
         """The same with defaults for keys that are absent or null."""
-        given = {name: value for name, value in self.raw.items() if value is not None}
-        return ConfigKeys({**defaults, **given}, self.source)
+        missing = {name: value for name, value in defaults.items() if not self.has(name)}
+        return ConfigKeys({**self.raw, **missing}, self.source)
 
     def assumed(self, **defaults: Any) -> ConfigKeys:
         """The same with defaults for keys that are absent; null, which for some keys means "none", stays."""
