@@ -58,8 +58,12 @@ class ConfigKeys:
 
     def filled(self, **defaults: Any) -> ConfigKeys:
         """The same with defaults for keys that are absent or null."""
-        given = {name: value for name, value in self.raw.items() if value is not None}
-        return ConfigKeys({**defaults, **given}, self.source)
+        missing = {name: value for name, value in defaults.items() if not self.has(name)}
+        return ConfigKeys({**self.raw, **missing}, self.source)
+
+    def assumed(self, **defaults: Any) -> ConfigKeys:
+        """The same with defaults for keys that are absent; null, which for some keys means "none", stays."""
+        return ConfigKeys({**defaults, **self.raw}, self.source)
 
     def renamed(self, **names: str) -> ConfigKeys:
         """The same with keys under the names that most families use: `hidden_size="n_embd"` reads n_embd as it."""
@@ -249,7 +253,6 @@ class DecoderConfig:
                 f"{keys.source}: 'quantization_config' says that the weights are quantized already; "
                 "take the unquantized checkpoint, which llmserve quantizes itself."
             )
-        keys.expect("pretraining_tp", 1)
         keys.expect("is_decoder", True)
         heads = keys.integer("num_attention_heads")
         kv_heads = keys.integer("num_key_value_heads", heads)
@@ -351,3 +354,9 @@ def sliding_layers(
     if window is None:
         window = 0 if all(kinds) else keys.integer("sliding_window")
     return tuple(LayerKind(0, ropes[0]) if whole else LayerKind(window, ropes[1]) for whole in kinds)
+
+
+def equal_layers(keys: ConfigKeys) -> tuple[LayerKind, ...]:
+    """The layers' kinds where all slide over `sliding_window`, or none where it is null."""
+    window = keys.integer("sliding_window") if keys.has("sliding_window") else 0
+    return (LayerKind(window),) * keys.integer("num_hidden_layers", high=MAX_LAYERS)

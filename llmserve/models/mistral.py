@@ -1,17 +1,16 @@
-"""Mistral 7B (Jiang et al. 2023): Llama with a sliding window on every layer, where the config sets one."""
+"""Mistral 7B (Jiang et al. 2023) to Small 3: Llama with a window on every layer, unless the config says null."""
 
 from __future__ import annotations
 
 from .base import CausalLM
-from .config import ConfigKeys, DecoderConfig, sliding_layers
+from .config import ConfigKeys, DecoderConfig, equal_layers
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
 
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
-    slides = keys.has("sliding_window")
-    layers = sliding_layers(keys, lambda layer: not slides, None if slides else 0)
-    return DecoderConfig.read(keys, family="mistral", layers=layers)
+    keys = keys.assumed(num_key_value_heads=8, sliding_window=4096).filled(max_position_embeddings=131072)
+    return DecoderConfig.read(keys, family="mistral", layers=equal_layers(keys))
 
 
 Model = CausalLM

@@ -259,8 +259,8 @@ def _config(file: Path, chat: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("position_embedding_base"):
         config["rope_theta"] = config["position_embedding_base"]
     window, context = config.pop("sliding_window_size", -1), config.get("context_window_size", -1)
-    if family == "mistral" and isinstance(window, int) and window > 0:
-        config["sliding_window"] = window
+    if family == "mistral":
+        config["sliding_window"] = window if isinstance(window, int) and window > 0 else None
     if isinstance(context, int) and context > 0:
         config["max_position_embeddings"] = context
     config.setdefault("max_position_embeddings", 32768)
