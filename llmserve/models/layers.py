@@ -225,7 +225,7 @@ class ParallelLayer(DecoderLayer):
     """Attention and MLP side by side: x + attention(norm(x)) + mlp(norm(x)), of one norm, or of a norm each where NORMS
     names one before the MLP (Wang & Komatsuzaki 2021)."""
 
-    NORMS = ("input_layernorm", None, None, None)
+    NORMS: tuple[str | None, str | None, str | None, str | None] = ("input_layernorm", None, None, None)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, batch: Batch, pages: Tensor, rows: Tensor | None = None

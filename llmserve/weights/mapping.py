@@ -31,6 +31,7 @@ _SPELLINGS = (
     ("model.", "model.language_model."),
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
+    ("lm_head.", "embed_out."),
     ("model.", ""),
     ("transformer.", ""),
     ("gpt_neox.", ""),
