@@ -16,7 +16,7 @@ from ..source import PlainSource, Source
 from . import mlc
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
-from .gguf import GGUF
+from .gguf import GGUF, whole
 from .gptq import GPTQ
 
 Opener = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Source]
@@ -39,7 +39,7 @@ def open_source(path: Path) -> Source:
     if (path / mlc.CONFIG).is_file() and any((path / name).is_file() for name in mlc.CACHES):
         return mlc.MLC(path)
     config = _read_object(path / "config.json")
-    if config is None and (files := sorted(path.glob("*.gguf"))):
+    if config is None and (files := whole(sorted(path.glob("*.gguf")))):
         if len(files) > 1:
             raise CheckpointError(f"{path} holds {len(files)} GGUF files; name one, such as {files[0]}.")
         return GGUF(files[0])

@@ -2,14 +2,17 @@
 
 "GGUF", version, number of tensors and of metadata entries; the entries (key, type, value; arrays of one type); the
 table (name, sizes with the fastest axis first, type, offset); then, from a multiple of the alignment on, the tensors.
-All numbers are little-endian. Written from the format's specification (ggml, docs/gguf.md).
+All numbers are little-endian. Written from the format's specification (ggml, docs/gguf.md). A model may lie in several
+files, `name-00001-of-00003.gguf` …, of which the first has the metadata; any of them stands for all.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,16 +27,19 @@ _STRING, _ARRAY = 8, 9
 # A vocabulary of a million tokens with its merges stays below this.
 _MAX_HEADER = 256 << 20
 _MAX_AXES = 4
+_MAX_PARTS = 999
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor's place: `shape` with the rows' axis last, as numpy has it; `offset` from the file's start."""
+    """A tensor's place: `shape` with the rows' axis last, as numpy has it; `offset` from the start of `file`."""
 
     name: str
     type: BlockType
     shape: tuple[int, ...]
     offset: int
+    file: Path
 
     @property
     def rows(self) -> int:
@@ -44,8 +50,10 @@ class GGUFTensor:
         return self.shape[-1] // self.type.values * self.type.nbytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GGUFFile:
+    """A model's file, or all of its files. `path` is the one that was named."""
+
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
@@ -54,29 +62,73 @@ class GGUFFile:
     def open(cls, path: Path) -> GGUFFile:
         """Reads all but the tensors' data.
 
-        Raises CheckpointError for a file that is cut short or broken, UnsupportedError for one in a version, a byte
-        order or with a tensor type that is not read; each names file and cause.
+        Raises CheckpointError for a file that is cut short or broken and for a part that is missing, UnsupportedError
+        for one in a version, a byte order or with a tensor type that is not read; each names file and cause.
         """
-        try:
-            with path.open("rb") as file:
-                return _read(path, _Cursor(file, os.fstat(file.fileno()).st_size))
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-        except _Broken as error:
-            raise CheckpointError(f"{path} is no intact GGUF file: {error}.") from error
+        files = parts(path)
+        if missing := [file for file in files if not file.exists()]:
+            raise CheckpointError(
+                f"{path} is one of {len(files)} parts of a model, and {missing[0].name} is missing beside it; "
+                f"put all parts into {path.parent}."
+            )
+        opened = [_open(file) for file in files]
+        metadata = opened[0].metadata
+        tensors: dict[str, GGUFTensor] = {}
+        count = metadata.get("split.count", 0)
+        if count not in (0, 1) and count != len(files):
+            raise CheckpointError(
+                f"{path} is one of {count!r:.20} parts of a model, which are found by names such as "
+                "model-00001-of-00003.gguf; give them their names again."
+            )
+        for number, part in enumerate(opened):
+            if len(opened) > 1 and part.metadata.get("split.no", number) != number:
+                raise CheckpointError(
+                    f"{part.path} says that it is part {part.metadata['split.no'] + 1!r:.20} of the model."
+                )
+            if twice := tensors.keys() & part.tensors.keys():
+                raise CheckpointError(f"{part.path} holds {min(twice)}, which another part of the model holds as well.")
+            tensors |= part.tensors
+        total = metadata.get("split.tensors.count", len(tensors))
+        if total != len(tensors):
+            raise CheckpointError(f"{path}: the model's parts hold {len(tensors)} tensors of {total!r:.20}.")
+        return cls(path, metadata, tensors)
 
     def read(self, tensor: GGUFTensor, start: int, stop: int) -> bytes:
         """The bytes of rows [start, stop). Raises CheckpointError where the file has become shorter."""
         size = (stop - start) * tensor.row_bytes
         try:
-            with self.path.open("rb") as file:
+            with tensor.file.open("rb") as file:
                 file.seek(tensor.offset + start * tensor.row_bytes)
                 data = file.read(size)
         except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error.strerror}).") from error
+            raise CheckpointError(f"{tensor.file} cannot be read ({error.strerror}).") from error
         if len(data) != size:
-            raise CheckpointError(f"{self.path} ended in the middle of {tensor.name}.")
+            raise CheckpointError(f"{tensor.file} ended in the middle of {tensor.name}.")
         return data
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of a model of which one is named, in their order; they need not be there."""
+    match = _PART.fullmatch(path.name)
+    count = int(match["count"]) if match else 1
+    if match is None or not 1 <= int(match["number"]) <= count <= _MAX_PARTS:
+        return [path]
+    return [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def whole(files: Sequence[Path]) -> list[Path]:
+    """One file for each model among these, the first where it lies in several."""
+    return list(dict.fromkeys(parts(file)[0] for file in files))
+
+
+def _open(path: Path) -> GGUFFile:
+    try:
+        with path.open("rb") as file:
+            return _read(path, _Cursor(file, os.fstat(file.fileno()).st_size))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+    except _Broken as error:
+        raise CheckpointError(f"{path} is no intact GGUF file: {error}.") from error
 
 
 class _Broken(ValueError):
@@ -151,7 +203,7 @@ def _read(path: Path, cursor: _Cursor) -> GGUFFile:
     for name, block_type, shape, offset in entries:
         if name in tensors:
             raise _Broken(f"it names {name} twice")
-        tensor = GGUFTensor(name, block_type, shape, start + offset)
+        tensor = GGUFTensor(name, block_type, shape, start + offset, path)
         end = tensor.offset + tensor.rows * tensor.row_bytes
         if end > cursor.size:
             raise _Broken(f"{name} ends at byte {end:,} of {cursor.size:,} (a download cut short?)")
