@@ -53,7 +53,7 @@ TEMPLATE = "{% for m in messages %}{{ bos_token }}[{{ m.role }}] {{ m.content }}
 def write(out: Path, family: str = "llama", kind: str = "F32", keys: dict[str, Any] | None = None) -> tuple[Path, Path]:
     """(a GGUF file whose matrices are of `kind`, a float32 checkpoint of the very weights that it holds)."""
     config = dict(find(family).tiny) | PLAIN | (keys or {})
-    config.pop("sliding_window", None)
+    config["sliding_window"] = None  # absent would be the class default of some families
     twin = write_random_checkpoint(out / "twin", config, dtype="float32")
     config = json.loads((twin / "config.json").read_text())
     tensors = load_file(twin / "model.safetensors")
