@@ -70,13 +70,8 @@ class ChatTemplate:
         if (path / "chat_template.jinja").is_file():
             return cls({"default": _read(path / "chat_template.jinja"), **more}, special_tokens)
         for file in (path / "chat_template.json", path / "tokenizer_config.json"):
-            entry = read_json(file).get("chat_template")
-            if isinstance(entry, list):
-                entry = {item["name"]: item["template"] for item in entry}
-            if isinstance(entry, str):
-                entry = {"default": entry}
-            if entry:
-                return cls({**entry, **more}, special_tokens)
+            if named := _named(read_json(file).get("chat_template"), file):
+                return cls({**named, **more}, special_tokens)
         return cls(more, special_tokens)
 
     def render(
@@ -228,6 +223,22 @@ def _with_parsed_arguments(call: object) -> object:
         if isinstance(parsed, dict):
             return {**call, "function": {**function, "arguments": parsed}}
     return call
+
+
+def _named(entry: object, file: Path) -> dict[str, str]:
+    """Name to template, of one template, of a list of named ones, or of an object of them."""
+    if isinstance(entry, str):
+        return {"default": entry}
+    pairs: list[tuple[Any, Any]]
+    if isinstance(entry, list):
+        pairs = [(item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None) for item in entry]
+    else:
+        pairs = list(entry.items()) if isinstance(entry, dict) else []
+    if not all(isinstance(name, str) and isinstance(template, str) for name, template in pairs):
+        raise CheckpointError(
+            f"{file}: 'chat_template' must be a template, or a list of objects with name and template."
+        )
+    return dict(pairs)
 
 
 def _read(file: Path) -> str:

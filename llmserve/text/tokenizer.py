@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import CheckpointError
+from .added_tokens import complete
 from .token_bytes import spelling_of
 
 # Tokens that are decoded again with each new one, where a decoder looks at a token's neighbours.
@@ -42,6 +43,7 @@ class Tokenizer:
         eos_token_ids: Iterable[int] = (),
         bos_token_id: int | None = None,
         add_bos: bool = False,
+        add_eos: bool = False,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -58,6 +60,7 @@ class Tokenizer:
         self.eos_token_ids: frozenset[int] = frozenset(i for i in eos if i is not None)
         self.bos_token_id = bos_token_id if bos_token_id is not None else self._id_of("bos_token")
         self._add_bos = add_bos
+        self._last = self._id_of("eos_token") if add_eos else None
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -77,16 +80,19 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises plain Exception
             raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}.") from error
-        settings = read_json(path / "tokenizer_config.json")
+        settings = {**read_json(path / "special_tokens_map.json"), **read_json(path / "tokenizer_config.json")}
+        backend = complete(backend, settings, read_json(path / "added_tokens.json"), path)
         generation, model = read_json(path / "generation_config.json"), read_json(path / "config.json")
-        model = {**model.get("text_config", {}), **model}
+        inner = model.get("text_config")
+        model = {**(inner if isinstance(inner, dict) else {}), **model}
         bos = _ids(generation.get("bos_token_id")) or _ids(model.get("bos_token_id"))
         return cls(
             backend,
-            special_tokens=_special_tokens({**read_json(path / "special_tokens_map.json"), **settings}),
+            special_tokens=_special_tokens(settings),
             eos_token_ids=_ids(generation.get("eos_token_id")) + _ids(model.get("eos_token_id")),
             bos_token_id=bos[0] if bos else None,
             add_bos=settings.get("add_bos_token") is True,
+            add_eos=settings.get("add_eos_token") is True,
         )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -97,6 +103,8 @@ class Tokenizer:
         ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         if add_special_tokens and self._add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids = [self.bos_token_id, *ids]
+        if add_special_tokens and self._last is not None and ids[-1:] != [self._last]:
+            ids = [*ids, self._last]
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:

@@ -17,8 +17,8 @@ from ..errors import CheckpointError
 
 # MLC's shards are plain arrays; other *.bin files are pickled.
 ALLOWED = ["*.json", "*.safetensors", "params_shard_*.bin", "tokenizer.*", "*.jinja"]
-# Not the copies in other formats that some repositories keep in subdirectories.
-IGNORED = ["*/*", "consolidated*.safetensors"]
+# Not the copies in other formats that some repositories keep in subdirectories, where only templates are looked for.
+IGNORED = ["*/*.json", "*/*.safetensors", "*/*.bin", "*/tokenizer.*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 

@@ -24,7 +24,7 @@ from .container import TensorInfo
 from .read import Checkpoint
 
 # What a converted directory needs beside its weights; all small, and none of it code.
-COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README*")
+COMPANIONS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "LICENSE*", "README*")
 _NOT_COMPANIONS = {
     *("config.json", "manifest.json", "quantize_config.json", "quant_config.json"),
     *("mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "ndarray-cache-b16.json"),
@@ -144,7 +144,9 @@ def copy_companions(path: Path, out: Path) -> None:
     for pattern in COMPANIONS:
         for file in path.glob(pattern):
             if not file.name.endswith(".index.json") and file.name not in _NOT_COMPANIONS:
-                shutil.copy(file, out / file.name)
+                target = out / file.relative_to(path)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy(file, target)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from llmserve.errors import CheckpointError, RequestError
 from llmserve.text import bounds
 from llmserve.text.chat_template import ChatTemplate
+from llmserve.weights.source import copy_companions
 
 from . import samples, templates
 
@@ -247,11 +248,24 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     assert found() == "json"
     (tmp_path / "chat_template.jinja").write_text("jinja")
     assert found() == "jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("more")
+    assert found() == "jinja" and found(tools=[templates.TOOL]) == "more"
+    (tmp_path / "out").mkdir()
+    copy_companions(tmp_path, tmp_path / "out")  # what a conversion takes with it
+    assert ChatTemplate.from_directory(tmp_path / "out").render([USER], tools=[templates.TOOL]) == "more"
     (tmp_path / "mine.jinja").write_text("mine {{ bos_token }}")
     mine = ChatTemplate.from_directory(tmp_path, SPECIALS, override=tmp_path / "mine.jinja")
     assert mine.render([USER]) == "mine <s>"
     with pytest.raises(CheckpointError, match=r"gone\.jinja cannot be read"):
         ChatTemplate.from_directory(tmp_path, override=tmp_path / "gone.jinja")
+
+
+@pytest.mark.parametrize("entry", [["named"], [{"name": "default"}], [{"name": 1, "template": "x"}], {"default": 1}])
+def test_templates_without_name_or_text_are_told(tmp_path: Path, entry: Any) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entry}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: 'chat_template' must be a template, or a list"):
+        ChatTemplate.from_directory(tmp_path)
 
 
 CONTINUED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The sum "}]

@@ -61,6 +61,11 @@ def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (repo, options["revision"], options["token"]) == ("org/name", None, "t")
     assert "*.safetensors" in options["allow_patterns"]
     assert not any(fnmatch(file, x) for x in options["allow_patterns"] for file in ("pytorch_model.bin", "model.pt"))
+    wanted = ("config.json", "tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+    unwanted = ("original/params.json", "onnx/tokenizer.json", "consolidated.safetensors", "gguf/model.safetensors")
+    for file in (*wanted, *unwanted):
+        allowed, ignored = (any(fnmatch(file, x) for x in options[f"{k}_patterns"]) for k in ("allow", "ignore"))
+        assert (allowed and not ignored) == (file in wanted), file
     assert pinned["revision"] == "refs/pr/3"
     assert list(pinned["tqdm_class"](range(3))) == [0, 1, 2]
 

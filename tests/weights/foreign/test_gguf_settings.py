@@ -92,6 +92,7 @@ def test_numbers_a_layer_count_if_they_are_all_the_same(tmp_path: Path) -> None:
         ({"feed_forward_length": [96, 64]}, {}, UnsupportedError, r"feed_forward_length differs between layers"),
         ({"attention__layer_norm_rms_epsilon": None}, {}, CheckpointError, r"epsilon must be a number, not None"),
         ({"attention__layer_norm_rms_epsilon": float("inf")}, {}, CheckpointError, r"must be a number, not inf"),
+        ({"general__quantization_version": 1}, {}, UnsupportedError, r"its blocks are of version 1"),
         ({"general__type": "adapter"}, {}, UnsupportedError, r"a part or companion of one \('adapter'\)"),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from .namespace import LIMIT, Namespace
 from .rotary import read_rotary
 
 _MAX_LAYERS = 4096
+_BLOCKS = 2  # ggml's version of the block types
 # Keys that change nothing, or say again what the tensors say.
 _HARMLESS = frozenset(
     (
@@ -83,6 +84,11 @@ def _row(file: GGUFFile) -> tuple[Namespace, Architecture]:
         hint = f" (is {close[0]!r} meant?)" if close else ""
         raise UnsupportedError(
             f"{file.path} holds a model of architecture {name!r:.60}{hint}; {', '.join(ARCHITECTURES)} are read."
+        )
+    version = file.metadata.get("general.quantization_version", _BLOCKS)
+    if version != _BLOCKS:
+        raise UnsupportedError(
+            f"{file.path}: its blocks are of version {version!r:.20}; those of version {_BLOCKS} are read."
         )
     own, row = Namespace(file, name), ARCHITECTURES[name]
     if own.take("expert_count", 0) not in _USUAL["expert_count"]:

@@ -1,4 +1,4 @@
-"""How byte-level vocabularies cut a text before BPE, by the name that `tokenizer.ggml.pre` has for it.
+"""The pre-tokenizers of byte-level vocabularies: how a text is cut before BPE, by its name in `tokenizer.ggml.pre`.
 
 A GGUF file only names the way; what the name means is in the tokenizer.json of the model that it was made from. The
 rows say that in the steps of the `tokenizers` package. Names and their groups are those of llama.cpp's converter;
