@@ -93,8 +93,8 @@ def test_configs_are_read_as_the_reference_reads_them(name):
     tables = rotary_tables(type(model.model.rotary_emb)(theirs), theirs)
     lengths = (1024, ours.max_position_embeddings)  # longrope's short and long
     for length in lengths:
-        for kind, (own, factor) in enumerate(rope.inverse_frequencies(ours, length)):
-            expected, scaling = tables[kind](length)
+        for table, (own, factor) in enumerate(rope.inverse_frequencies(ours, length)):
+            expected, scaling = tables[table](length)
             np.testing.assert_allclose(own[: len(expected)], expected, rtol=1e-5)
             assert not own[len(expected) :].any() and math.isclose(factor, scaling, rel_tol=1e-6)
 
