@@ -21,6 +21,7 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
     bias = keys.flag("attention_bias", True)
     return DecoderConfig.read(
         keys,
+        partial_rotary=True,
         family="gpt_neox",
         norm_eps=keys.number("layer_norm_eps"),
         qkv_bias=bias,
