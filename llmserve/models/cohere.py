@@ -22,7 +22,6 @@ def cohere_keys(keys: ConfigKeys) -> ConfigKeys:
 
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
-    keys.expect("partial_rotary_factor", 1, 1.0)
     keys = cohere_keys(keys).filled(rope_theta=500000.0)
     bias = keys.flag("attention_bias", False)
     return DecoderConfig.read(

@@ -10,7 +10,6 @@ from .llama import TINY as LLAMA_TINY
 
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
-    keys.expect("partial_rotary_factor", 1, 1.0)
     keys = keys.filled(
         num_key_value_heads=20, head_dim=128, rms_norm_eps=1e-8, rope_theta=1e5, max_position_embeddings=4096
     )

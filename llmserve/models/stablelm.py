@@ -17,7 +17,9 @@ from .parts import HeadNorm, LayerNorm
 
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
-    keys = keys.filled(layer_norm_eps=1e-5, partial_rotary_factor=0.25, max_position_embeddings=4096)
+    keys = keys.filled(
+        num_key_value_heads=32, layer_norm_eps=1e-5, partial_rotary_factor=0.25, max_position_embeddings=4096
+    )
     return DecoderConfig.read(
         keys,
         partial_rotary=True,
