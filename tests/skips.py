@@ -17,6 +17,8 @@ TEST_EXTRA = "pip install 'llmserve[test]'"
 # Packages are written in lower case, or quoted.
 _COMMAND = re.compile(r"\b(?:(?:apt|dnf|zypper|brew|pip) install|pacman -S)(?: [a-z0-9'][\w'\[\]+-]*)+|\bmake [a-z]+")
 
+_NO_COMMAND = "no package would change that"
+
 
 def package(name: str, what: str, command: str = TEST_EXTRA) -> Any:
     """A package that `what` is tested with, imported; skips the test, or the file, where it is not installed."""
@@ -27,37 +29,19 @@ def package(name: str, what: str, command: str = TEST_EXTRA) -> Any:
 def not_tested(reports: Iterable[Any]) -> str:
     """One line about skipped tests and files (pytest's reports of them): how many of what, and what would change that.
     Empty where nothing was skipped."""
-    tests: Counter[tuple[str, str]] = Counter()
-    files: Counter[tuple[str, str]] = Counter()
-    others = 0
+    counts: dict[str, Counter[tuple[str, str]]] = {}  # by remedy; of what, and in which unit
     for report in reports:
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        what, colon, _ = reason.partition(": ")
         command = _COMMAND.search(reason)
-        if command is None:
-            others += 1
-        else:
-            counts = files if isinstance(report, pytest.CollectReport) else tests
-            counts[reason.partition(": ")[0], command[0]] += 1
+        unit = "file" if isinstance(report, pytest.CollectReport) else "test"
+        kind = (what if colon else "other things", unit)
+        counts.setdefault(command[0] if command else _NO_COMMAND, Counter())[kind] += 1
     parts = []
-    for command, _ in _totals(tests + files):
-        kinds = [
-            f"{count} {unit if count == 1 else unit + 's'} of {what}"
-            for counts, unit in ((tests, "test"), (files, "file"))
-            for (what, its), count in counts.most_common()
-            if its == command
-        ]
-        parts.append(f"{', '.join(kinds)} ({command})")
-    if others:
-        parts.append(f"{others} that no package would change")
+    for remedy in sorted(counts, key=lambda its: (its == _NO_COMMAND, -counts[its].total())):
+        kinds = [f"{n} {unit}{'s' * (n > 1)} of {what}" for (what, unit), n in counts[remedy].most_common()]
+        parts.append(f"{', '.join(kinds)} ({remedy})")
     return f"Not tested: {'; '.join(parts)}." if parts else ""
-
-
-def _totals(counts: Counter[tuple[str, str]]) -> list[tuple[str, int]]:
-    """(command, tests and files that it would bring), the most first."""
-    totals: Counter[str] = Counter()
-    for (_, command), count in counts.items():
-        totals[command] += count
-    return totals.most_common()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -29,7 +29,7 @@ package("no_such_package", "clients", "make clients")
 """
 LINE = (
     "Not tested: 3 tests of the page (apt install chromium chromium-driver); 1 file of clients (make clients); "
-    "1 that no package would change."
+    "1 test of other things (no package would change that)."
 )
 
 
