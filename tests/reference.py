@@ -28,13 +28,13 @@ def checkpoint_of_stored(build: Build, out: Path) -> Path:
     weights = Stored(load_params(build.weights()), plan)
     tensors: dict[str, np.ndarray] = {}
     for param in plan.params:
-        ours = weights.tensor(param.name) - np.float32(param.added)
+        ours = np.atleast_1d(weights.tensor(param.name) - np.float32(param.added))
         whole = np.empty_like(ours)
         whole[slice(None) if param.order is None else param.order] = ours
         first = 0
         for source in param.sources:
             shape = build.subject.source.info(source).shape
-            rows = shape[-1] if param.transposed else shape[0]
+            rows = (shape[-1] if param.transposed else shape[0]) if shape else 1
             part, first = whole[first : first + rows], first + rows
             tensors[source] = np.ascontiguousarray(part.T if param.transposed else part).reshape(shape)
     out.mkdir()

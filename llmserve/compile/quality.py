@@ -71,7 +71,7 @@ class Stored:
         self._params = {param.name: param for param in plan.params}
 
     def tensor(self, name: str) -> Array:
-        return self.rows(name, slice(None))
+        return self.rows(name, ...)  # which a single number has too
 
     def rows(self, name: str, rows: Any) -> Array:
         param = self._params[name]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm.relax.frontend.nn import Tensor, op
 
-from ..kernels.base import Batch, active
-from ..weights.mapping import Fuse
+from ..kernels.base import Batch
 from .base import CausalLM
-from .config import ConfigKeys, DecoderConfig
-from .layers import Attention, DecoderLayer
+from .config import ConfigKeys, DecoderConfig, LayerKind
+from .layers import Attention, DecoderLayer, PageFormat
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
+from .parts import Table, picked
 
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
@@ -19,21 +21,31 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
         keys.expect(name, value)
     keys = keys.filled(rms_norm_eps=1e-5)
     bias = keys.flag("attention_bias", False)
-    return DecoderConfig.read(keys, family="hunyuan_v1_dense", qk_norm=True, qkv_bias=bias, o_bias=bias)
+    return DecoderConfig.read(keys, family="hunyuan_v1_dense", qkv_bias=bias, o_bias=bias)
 
 
 class NormedAfterRotation(Attention):
-    """A rotation leaves a head's root mean square as it is, so the kernel that norms first serves here too, without the
-    weights. What a product of query and key takes of both weights, the query takes."""
+    """Queries and keys are rotated and normed by plain operators, as kernels norm first."""
 
-    def attend(self, qkv: Tensor, batch: Batch, pages: Tensor) -> Tensor:
-        ones = op.ones((self.shape.head_dim,), "float32")
-        q, pages = active().rope_append(qkv, (ones, ones), self.eps, batch, pages, self.shape)
-        return active().attention(self.temper(q, batch), batch, pages, self.shape, self.scale)
+    def __init__(self, config: DecoderConfig, pages: PageFormat, kind: LayerKind) -> None:
+        super().__init__(config, pages, kind)
+        self.shape = replace(self.shape, table=None)
+        self.query_layernorm, self.key_layernorm = Table(config.head_dim), Table(config.head_dim)
 
-    def temper(self, q: Tensor, batch: Batch) -> Tensor:
-        heads = op.reshape(q.astype("float32"), (q.shape[0], self.shape.heads, self.shape.head_dim))
-        return op.reshape(heads * (self.q_norm.weight * self.k_norm.weight), q.shape).astype(q.dtype)
+    def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
+        q, k, v = self.split(qkv)
+        cos, sin = (op.unsqueeze(picked(table, batch.positions), 1) for table in (batch.cos, batch.sin))
+        q, k = self._turned(q, cos, sin, self.query_layernorm), self._turned(k, cos, sin, self.key_layernorm)
+        return op.concat([q, k, v], 1)
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor, norm: Table) -> Tensor:
+        dim = self.shape.head_dim
+        heads = op.reshape(x.astype("float32"), (x.shape[0], -1, dim))
+        # A rotation leaves the mean square as it is.
+        root = op.sqrt(op.sum(op.square(heads), axis=-1, keepdims=True) * (1 / dim) + self.eps)
+        low, high = op.split(heads / root, 2, axis=-1)
+        turned = op.concat([low * cos - high * sin, high * cos + low * sin], 2)
+        return op.reshape(turned * norm.weight, x.shape).astype(x.dtype)
 
 
 class HunyuanLayer(DecoderLayer):
@@ -44,12 +56,7 @@ class Model(CausalLM):
     LAYER = HunyuanLayer
 
 
-_ATTENTION = "model.layers.{i}.self_attn"
-WEIGHTS = (
-    *QKV_AND_GATE_UP,
-    Fuse(f"{_ATTENTION}.q_norm.weight", (f"{_ATTENTION}.query_layernorm.weight",)),
-    Fuse(f"{_ATTENTION}.k_norm.weight", (f"{_ATTENTION}.key_layernorm.weight",)),
-)
+WEIGHTS = QKV_AND_GATE_UP
 TINY = {
     **LLAMA_TINY,
     "architectures": ["HunYuanDenseV1ForCausalLM"],
