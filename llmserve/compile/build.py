@@ -333,14 +333,14 @@ class Build:
         self.notes += [took] if left is None else [took, left]
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
-        """All three steps. `max_model_len` None is the model's own limit, or DEFAULT_CONTEXT if that is longer."""
+        """All three steps. `max_model_len` None is the natural context, or DEFAULT_CONTEXT if that is longer."""
         longest = self.config.max_position_embeddings
         fixed = all(rope.kind != "dynamic" for rope in self.config.rope)
         if max_model_len is not None and max_model_len > longest and fixed:
             raise UnsupportedError(
                 f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
             )
-        length = max_model_len or min(longest, DEFAULT_CONTEXT)
+        length = max_model_len or min(rope.natural_context(self.config), DEFAULT_CONTEXT)
         self.check_tools()
         # Weights first: what is wrong with a checkpoint shows before anything is compiled.
         source, params, library = self.weights(), self.params(), self.library()

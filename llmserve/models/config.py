@@ -274,14 +274,14 @@ class DecoderConfig:
             "layers": (LayerKind(),) * layers,
         }
         if "rope" not in family:
-            rope = RopeConfig.read(keys, head_dim)
-            if rope.dim and not partial_rotary:
-                raise UnsupportedError(f"{keys.source}: this family has no partial_rotary_factor other than 1.")
-            defaults["rope"] = (rope,)
+            defaults["rope"] = (RopeConfig.read(keys, head_dim),)
         if "activation" not in family:
             defaults["activation"] = keys.activation()
         if "norm_eps" not in family:
             defaults["norm_eps"] = keys.number("rms_norm_eps", 1e-6)
+        given = {**defaults, **family}
+        if not partial_rotary and any(rope.dim for rope in given["rope"]):
+            raise UnsupportedError(f"{keys.source}: this family has no partial_rotary_factor other than 1.")
         return cls(
             vocab_size=keys.integer("vocab_size"),
             hidden_size=hidden,
@@ -291,7 +291,7 @@ class DecoderConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=keys.integer("max_position_embeddings", 2048),
-            **{**defaults, **family},
+            **given,
         )
 
     def one_layer(self, kind: LayerKind) -> DecoderConfig:

@@ -23,6 +23,7 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = keys.filled(head_dim=128, num_key_value_heads=2, rms_norm_eps=1.5625e-7, max_position_embeddings=131072)
     return DecoderConfig.read(
         keys,
+        partial_rotary=True,
         family="glm4",
         rope=(RopeConfig.read(keys, head_dimension(keys), partial=0.5),),
         interleaved=True,

@@ -24,7 +24,7 @@ def _rope(keys: ConfigKeys) -> RopeConfig:
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = keys.filled(rms_norm_eps=1e-5, max_position_embeddings=4096, original_max_position_embeddings=4096)
-    return DecoderConfig.read(keys, family="phi3", rope=(_rope(keys),), layers=equal_layers(keys))
+    return DecoderConfig.read(keys, partial_rotary=True, family="phi3", rope=(_rope(keys),), layers=equal_layers(keys))
 
 
 Model = CausalLM

@@ -52,6 +52,13 @@ def inverse_frequencies(config: DecoderConfig, length: int) -> list[Frequencies]
     return found or [(np.zeros(config.head_dim // 2, np.float32), 1.0)]
 
 
+def natural_context(config: DecoderConfig) -> int:
+    """The longest context that is served unless more is asked for: that of `longrope`'s short factors, else the
+    model's. Beyond it all positions turn by the long factors, which answers short texts worse."""
+    short = [int(r.parameters.get("original_max_position_embeddings", 0)) for r in config.rope if r.kind == "longrope"]
+    return min([config.max_position_embeddings, *filter(None, short)])
+
+
 def pairing(head_dim: int, rotary_dim: int, interleaved: bool) -> npt.NDArray[np.int64]:
     """Where a head's elements come from, so that rotating pairs (i, i + head_dim / 2) is the model's own rotation.
 

@@ -1,0 +1,1 @@
+"""Checks with real trained models, which packages on PyPI carry: `make real`."""
