@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 
 from llmserve.compile.build import Build
 from llmserve.compile.quality import Stored
-from llmserve.kernels.cpu.rounding import quantize_activations
 from llmserve.quant.group import GroupFormat
 from llmserve.weights.load import load_params
 from llmserve.weights.source import copy_companions, write_json
+
+from .oracle import quantize_activations
 
 
 def checkpoint_of_stored(build: Build, out: Path) -> Path:

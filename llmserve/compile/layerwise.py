@@ -19,7 +19,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..kernels import step
-from ..kernels.base import Composed, KernelSet, Weight, active, using
+from ..kernels.base import KernelSet, UnfusedWeight, Weight, active, using
 from ..kernels.step import Argument
 from ..models import rope
 from ..models.base import Family, batch_of, entry, spec_of
@@ -38,7 +38,7 @@ _PREFIX = "model.layers.0."
 
 
 @dataclass
-class _Recorded(Composed):
+class _Recorded(UnfusedWeight):
     """A weight that notes what it is multiplied with, and is otherwise the one it stands for."""
 
     weight: Weight

@@ -19,7 +19,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from ..errors import ConfigError, UnsupportedError
 from ..kernels import step as table
-from ..kernels.base import AttentionShape, Batch, Choices, active
+from ..kernels.base import AttentionShape, Batch, ChoiceArguments, active
 from ..kernels.step import Argument
 from ..weights.mapping import Rule
 from . import __path__ as _models_path
@@ -79,8 +79,8 @@ def batch_of(arrays: Mapping[str, Any], **others: Any) -> Batch:
     return Batch(**{f.name: arrays[f.name] if f.name in arrays else others[f.name] for f in fields(Batch)})
 
 
-def choices_of(arrays: Mapping[str, Any]) -> Choices:
-    return Choices(**{f.name: arrays[f.name] for f in fields(Choices)})
+def choices_of(arrays: Mapping[str, Any]) -> ChoiceArguments:
+    return ChoiceArguments(**{f.name: arrays[f.name] for f in fields(ChoiceArguments)})
 
 
 class CausalLM(nn.Module):
