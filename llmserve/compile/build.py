@@ -41,9 +41,9 @@ from .environment import environment
 from .host import CPU_SOURCES, compute_dtype, gpu_arch, kernel_set, linker
 from .linking import complete, export
 from .pipeline import compile_module
-from .recall import Question, remember
+from .recall import BuildRequest, remember
 from .subject import Subject, tied_as_stored
-from .texts import Text
+from .texts import EvaluationText
 from .tools import require
 
 DEFAULT_CONTEXT = 8192
@@ -78,7 +78,7 @@ class Build:
         Conversion; a text of None is the package's.
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
-        self.question = Question(
+        self.request = BuildRequest(
             model,
             quant=quant,
             device=device,
@@ -88,16 +88,16 @@ class Build:
             calibration_data=calibration_data,
             bits=bits,
         )
-        self.name = self.question.name
+        self.name = self.request.name
         # What clients and listings call it: a Hub id as it is, a directory or file by its last part.
         self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
-        self.platform: Platform = self.question.platform
+        self.platform: Platform = self.request.platform
         self.arch = arch
-        self.limits = self.question.limits
+        self.limits = self.request.limits
         self.notify = notify
         self.notes: list[str] = []
         self._takeover = ""
-        self.directory = self.question.directory
+        self.directory = self.request.directory
         self.compute_dtype = compute_dtype(self.platform, arch, quant)
         self.converted = _converted_scheme(self.directory, self.compute_dtype)
         self.source = None if self.converted else open_source(self.directory)
@@ -110,13 +110,13 @@ class Build:
         if self.source and (parts := other_parts(self.source.names())):
             self.notes.append(f"Only text is served: {', '.join(parts)} of the checkpoint are left unread.")
         self.quant, self.bits, self.report = quant, bits, report
-        self.evaluation = None if evaluation_data is None else Text.read(evaluation_data)
+        self.evaluation = None if evaluation_data is None else EvaluationText.read(evaluation_data)
         if bits is None:
             self.scheme = self._scheme(quant)
         else:
             self._check_bits(bits, quant)
         self.methods = self._methods(calibrate)
-        self._calibration_data = self.question.calibration_data
+        self._calibration_data = self.request.calibration_data
         self._standing_notes = tuple(self.notes)  # which are said at every start, whatever is cached
 
     def _methods(self, calibrate: str | None) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class Build:
                 f"{self.name} holds quantized weights, so its bits are spent; "
                 "leave --bits out, or start from the unquantized checkpoint."
             )
-        mixed.check_budget([(m.out_features, m.in_features) for _, m in self.subject.frame.matrices()], bits)
+        mixed.check_budget([(m.out_features, m.in_features) for _, m in self.subject.unbound_model.matrices()], bits)
 
     @cached_property
     def scheme(self) -> schemes.Scheme:
@@ -205,9 +205,9 @@ class Build:
         )
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """Directory with config.json, tokenizer and chat template, which can be read before anything is converted."""
-        return self.directory if self.converted else self.subject.words
+        return self.directory if self.converted else self.subject.tokenizer_directory
 
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
@@ -360,9 +360,9 @@ class Build:
             notes=tuple(self.notes),
         )
         remember(
-            *(self.question, max_model_len, compiled),
+            *(self.request, max_model_len, compiled),
             label=self.label,
-            words=self.words,
+            tokenizer_directory=self.tokenizer_directory,
             frequencies=frequencies,
             notes=self._standing_notes,
         )

@@ -18,7 +18,7 @@ from . import judging
 from .calibrate import Calibrator, Notify, needs_text
 from .calibration_data import read
 from .subject import Subject
-from .texts import Text
+from .texts import EvaluationText
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Conversion:
     methods: tuple[str, ...] = ()
     calibration_data: Path | None = None
     report: bool | None = False
-    evaluation: Text | None = None
+    evaluation: EvaluationText | None = None
 
     @cached_property
     def calibrator(self) -> Calibrator | None:
@@ -48,7 +48,9 @@ class Conversion:
         if not needs_text(self.methods):
             return None
         config = self.subject.config
-        text = read(self.calibration_data, self.subject.words, config.vocab_size, config.max_position_embeddings)
+        text = read(
+            self.calibration_data, self.subject.tokenizer_directory, config.vocab_size, config.max_position_embeddings
+        )
         return Calibrator(self.subject, self.scheme, text, self.methods, self.notify)
 
     @property
@@ -90,7 +92,7 @@ class Conversion:
         quantizer = scale_search.quantize if self.methods else group.quantize
         converted = convert(source, directory, plan, progress, quantizer=quantizer, made=made)
         self.notes += self.calibrator.notes if self.calibrator else []
-        self.subject.write_words(directory)
+        self.subject.write_tokenizer_files(directory)
         if self.takeover:
             self.notes.append(self.takeover)
         self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
@@ -106,7 +108,7 @@ class Conversion:
         if not tokens:
             self.notes.append("The model is too large to be judged in passing; `llmserve convert` reports on quality.")
             return None
-        text = self.evaluation or Text.evaluation()
+        text = self.evaluation or EvaluationText.packaged()
         try:
             report = judging.judge(self.subject, directory, plan, self.scheme, converted, text, tokens, self.notify)
         except CheckpointError as error:  # without a tokenizer there are weights all the same

@@ -71,7 +71,7 @@ def _rocm(arch: str) -> None:
     import tvm_ffi
     from tvm.support import rocm
 
-    linker = tools.linker_of_llvm()
+    linker = tools.llvm_linker()
 
     @tvm_ffi.register_global_func("tvm_callback_rocm_bitcode_path", override=True)
     def bitcode(directory: str | None = None) -> Any:

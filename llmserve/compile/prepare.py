@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from ..config import EngineConfig
 from .compiled import CompiledModel
-from .recall import Question, recall
+from .recall import BuildRequest, recall
 
 
-class Prepared(Protocol):
+class PreparedModel(Protocol):
     """What there is to know of a model before it is compiled, and the compiled model."""
 
     @property
@@ -19,7 +19,7 @@ class Prepared(Protocol):
         """What clients and listings call it."""
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """Directory with config.json, tokenizer and chat template."""
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
@@ -33,9 +33,9 @@ def prepare(
     notify: Callable[[str, str, float | None], None],
     report: bool | None = False,
     **choices: Any,
-) -> Prepared:
+) -> PreparedModel:
     """Arguments are those of `build.Build`, and so are the errors."""
-    found = recall(Question(model, engine=engine, **choices), engine.max_model_len)
+    found = recall(BuildRequest(model, engine=engine, **choices), engine.max_model_len)
     if found is not None:
         return found
     from .build import Build

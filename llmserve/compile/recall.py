@@ -54,7 +54,7 @@ class Limits:
         return cls(tokens, config.max_num_seqs, config.page_size)
 
 
-class Question:
+class BuildRequest:
     """What is asked of a build, as far as its result depends on it.
 
     Attributes:
@@ -122,16 +122,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Recalled:
+class RecalledBuild:
     """What a build would come to, without one.
 
     Attributes:
         label: what clients and listings call the model.
-        words: directory with config.json, tokenizer and chat template.
+        tokenizer_directory: directory with config.json, tokenizer and chat template.
     """
 
     label: str
-    words: Path
+    tokenizer_directory: Path
     compiled: CompiledModel
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
@@ -139,10 +139,10 @@ class Recalled:
         return self.compiled
 
 
-def recall(question: Question, max_model_len: int | None) -> Recalled | None:
+def recall(request: BuildRequest, max_model_len: int | None) -> RecalledBuild | None:
     """What a build of this came to, if it is all there still."""
     try:
-        place = question._note(max_model_len)
+        place = request._note(max_model_len)
         if place is None:
             return None
         note = json.loads(place[0].read_text(encoding="utf-8"))
@@ -156,11 +156,11 @@ def recall(question: Question, max_model_len: int | None) -> Recalled | None:
             return None
         frequencies = [(np.array(own, np.float32), float(factor)) for own, factor in note["rope"]]
         cos, sin = rope.tables_of(frequencies, note["max_model_len"])
-        return Recalled(
+        return RecalledBuild(
             label=note["label"],
-            words=Path(note["words"]),
+            tokenizer_directory=Path(note["words"]),
             compiled=CompiledModel(
-                name=question.name,
+                name=request.name,
                 source=Path(note["source"]),
                 library=library,
                 params=params,
@@ -178,12 +178,12 @@ def recall(question: Question, max_model_len: int | None) -> Recalled | None:
 
 
 def remember(
-    question: Question,
+    request: BuildRequest,
     max_model_len: int | None,
     compiled: CompiledModel,
     *,
     label: str,
-    words: Path,
+    tokenizer_directory: Path,
     frequencies: list[rope.Frequencies],
     notes: Sequence[str],
 ) -> None:
@@ -193,19 +193,19 @@ def remember(
     say. A cache that cannot be written costs the next start a second, no more.
     """
     try:
-        place = question._note(max_model_len)
+        place = request._note(max_model_len)
     except OSError:  # the checkpoint has gone meanwhile
         return
     if place is None:
         return
     path, causes = place
     artifacts = {"library": compiled.library, "params": compiled.params, "weights": compiled.source}
-    if words.parent == artifact.cache_root() / "words":  # else they are the checkpoint's own
-        artifacts["words"] = words
+    if tokenizer_directory.parent == artifact.cache_root() / "words":  # else they are the checkpoint's own
+        artifacts["words"] = tokenizer_directory
     note = {
         "causes": causes,
         "label": label,
-        "words": str(words.absolute()),
+        "words": str(tokenizer_directory.absolute()),
         "source": str(compiled.source.absolute()),
         "artifacts": {kind: str(directory.absolute()) for kind, directory in artifacts.items()},
         "scheme": compiled.scheme,

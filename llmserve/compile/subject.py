@@ -14,7 +14,8 @@ from ..kernels.base import KernelSet, using
 from ..models.base import CausalLM, Family
 from ..models.config import DecoderConfig
 from ..models.layers import PageFormat
-from ..quant.group import GroupFormat
+from ..models.parts import Order
+from ..quant.group import Storage
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
 from ..weights.mapping import found_name, map_weights, source_names
@@ -52,36 +53,34 @@ class Subject:
         }
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """A directory with config.json, tokenizer and chat template: the checkpoint's own, or one in the cache."""
-        if self.source.has_words:
+        if self.source.has_tokenizer_files:
             return self.source.path
-        return artifact.obtain("words", {**self.causes, "model": self.label}, self.write_words)
+        return artifact.obtain("words", {**self.causes, "model": self.label}, self.write_tokenizer_files)
 
-    def write_words(self, directory: Path) -> None:
+    def write_tokenizer_files(self, directory: Path) -> None:
         write_json(directory / "config.json", self.raw_config)
         self.source.write_companions(directory)
 
     @cached_property
-    def frame(self) -> CausalLM:
+    def unbound_model(self) -> CausalLM:
         """The module before its matrices are stored in any way: names and shapes."""
         with using(self.kernels):
             return self.family.model(self.config, PageFormat())
 
     def plan(self, scheme: Scheme) -> ConversionPlan:
         """Every parameter with its sources; matrices in the scheme's storage, all else in float32."""
-        wanted: dict[str, tuple[tuple[int, ...], Any, Any]] = {}
-        for name, matrix in self.frame.matrices():
-            storage: Any = scheme.storage_of(name)
-            if not isinstance(storage, GroupFormat):
-                storage = {"float32": "f32", "float16": "f16"}[storage]
+        wanted: dict[str, tuple[tuple[int, ...], Storage, Order | None]] = {}
+        for name, matrix in self.unbound_model.matrices():
+            storage = scheme.storage_of(name)
             wanted[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage, matrix.order)
             if matrix.has_bias:
-                wanted[f"{name}.bias"] = ((matrix.out_features,), "f32", matrix.order)
-        for name, param in self.frame.floats():
-            wanted[name] = (param.shape, "f32", param.order)
+                wanted[f"{name}.bias"] = ((matrix.out_features,), "float32", matrix.order)
+        for name, param in self.unbound_model.floats():
+            wanted[name] = (param.shape, "float32", param.order)
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(wanted, self.source.names(), self.family.weights, (*ignore, *self.source.spare()))
+        mapped = map_weights(wanted, self.source.names(), self.family.weights, (*ignore, *self.source.ignorable()))
         stored = scheme.stored
         params = []
         for m in mapped:

@@ -83,7 +83,7 @@ def family(arch: str) -> str:
     return match[1] if match else arch
 
 
-def linker_of_llvm(machine: Machine = THIS) -> str | None:
+def llvm_linker(machine: Machine = THIS) -> str | None:
     """ld.lld, from the system or ROCm."""
     named = next(filter(None, map(shutil.which, _LLD)), None)
     found = first([Path("/opt/rocm/llvm/bin/ld.lld"), *sorted(Path("/opt").glob("rocm-*/llvm/bin/ld.lld"))[::-1]])
@@ -108,7 +108,7 @@ def _cuda(arch: str | None, machine: Machine) -> list[Tool]:
 
 
 def _rocm(arch: str | None, machine: Machine) -> list[Tool]:
-    return [Tool("LLVM's linker (ld.lld)", linker_of_llvm(machine), install(apt="lld"))]
+    return [Tool("LLVM's linker (ld.lld)", llvm_linker(machine), install(apt="lld"))]
 
 
 _OWN: Mapping[str, Callable[[str | None, Machine], list[Tool]]] = {"cuda": _cuda, "rocm": _rocm}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..disk import disk_errors, require_space
 from ..errors import CheckpointError, UnsupportedError
-from ..quant.group import GroupFormat, as_float32, quantize
+from ..quant.group import GroupFormat, Storage, as_float32, quantize
 from ..quant.takeover import Grid, holders
 from .container import SafetensorsWriter, TensorInfo, TensorSpec
 from .load import PARAMS_FILE
@@ -29,16 +29,15 @@ from .source import PlainSource, Source
 Array = npt.NDArray[Any]
 Quantizer = Callable[[Array, GroupFormat], tuple[Array, Array]]
 """Float weights [N, K] → (q_weight, q_scale), as `quant.group.quantize`."""
-Progress = Callable[[str, int, int], None]
+ByteProgress = Callable[[str, int, int], None]
 """Called after each parameter with its name, the bytes read so far, and the bytes to read in all."""
 
 FLOATS: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _BLOCK_BYTES = 8 << 20
-Storage = Literal["f32", "f16", "bf16"] | GroupFormat
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def convert(
     source: Source | str | Path,
     out_dir: str | Path,
     plan: ConversionPlan,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     *,
     quantizer: Quantizer = quantize,
     made: Mapping[str, Array] | None = None,
@@ -174,7 +173,7 @@ def _peak_rss() -> int:
 
 
 def _rows(param: ParamPlan) -> tuple[int, int]:
-    return TensorSpec(param.name, FLOATS["f32"], param.shape).rows
+    return TensorSpec(param.name, FLOATS["float32"], param.shape).rows
 
 
 def check_shapes(checkpoint: Source, plan: ConversionPlan) -> None:

@@ -57,14 +57,14 @@ class Source(ABC):
         path: directory or file.
         config: the keys of config.json, and config_file where they come from.
         kind: of packed weights: "gptq", "gguf" …; empty for a plain checkpoint.
-        has_words: whether `path` is a directory with config.json and tokenizer as Hugging Face has them.
+        has_tokenizer_files: whether `path` is a directory with config.json and tokenizer as Hugging Face has them.
     """
 
     path: Path
     config_file: Path
     config: dict[str, Any]
     kind: str = ""
-    has_words: bool = False
+    has_tokenizer_files: bool = False
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -88,7 +88,7 @@ class Source(ABC):
         """Rows [start, stop) of a tensor whose `packed` is exact. Raises ValueError for any other."""
         raise ValueError(f"{name} does not lie on a grid")
 
-    def spare(self) -> list[str]:
+    def ignorable(self) -> list[str]:
         """Tensors that say nothing if the model has no place for them."""
         return []
 
@@ -105,7 +105,7 @@ class Source(ABC):
 class PlainSource(Source):
     """A checkpoint directory of floats, which are read as they lie there."""
 
-    has_words = True
+    has_tokenizer_files = True
 
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
         self.path, self.config_file, self.config = path, path / "config.json", dict(config or {})

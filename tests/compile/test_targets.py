@@ -157,7 +157,7 @@ def test_another_kind_of_linux(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("platform_name", "hidden", "sentence"),
     [
-        ("rocm", "linker_of_llvm", r"Compiling for rocm needs LLVM's linker \(ld\.lld\); run: \w+ .*lld"),
+        ("rocm", "llvm_linker", r"Compiling for rocm needs LLVM's linker \(ld\.lld\); run: \w+ .*lld"),
         (
             "cuda",
             "cuda_compiler",

@@ -21,7 +21,7 @@ from . import layout
 from .blocks import Blocks
 from .isa import Isa
 from .prologue import Prologue, input_rows
-from .rounding import Rounded, shared_groups
+from .rounding import RoundedActivations, shared_groups
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
@@ -125,7 +125,7 @@ def quantized_linear(
         x.declare_outputs()
 
         def begin(height: int) -> Callable[..., None]:
-            rounded = Rounded(m, k, fmt, height, offset)
+            rounded = RoundedActivations(m, k, fmt, height, offset)
 
             def prepare(row: Any) -> None:
                 with block("prepare"):
@@ -141,7 +141,7 @@ def quantized_linear(
                     prepare(row)
             return partial(tile_at, rounded)
 
-        def add_group(rounded: Rounded, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
+        def add_group(rounded: RoundedActivations, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
             """Add one group's products, times the weights' scales, to `scaled`."""
             lanes = isa.acc_lanes(fmt)
             # A constant offset's share is where an accumulator of 32 bits can start.
@@ -169,7 +169,7 @@ def quantized_linear(
                     value = T.cast(total, f"float32x{rows}") * weight.scales(tile, g)
                     put(scaled, vec(scaled, i * rows, lanes=rows) + value, i * rows, lanes=rows)
 
-        def tile_at(rounded: Rounded, row: Any, height: int, tile: Any, _: int, limit: Any) -> None:
+        def tile_at(rounded: RoundedActivations, row: Any, height: int, tile: Any, _: int, limit: Any) -> None:
             with block("tile"):
                 acc, scaled = scratch(height * rows), scratch(height * rows)
                 for sums in (acc, scaled):

@@ -24,7 +24,7 @@ def shared_groups(fmt: GroupFormat) -> int:
     return 1 if fmt.bits == 8 else 4
 
 
-class Rounded:
+class RoundedActivations:
     """Scratch for M rows of K inputs, in blocks of `height` rows; of a block's rows past M only the scales mean
     something, which `blank` sets. -`offset` times each group's sum is kept too."""
 
