@@ -1,8 +1,7 @@
-"""Where family, scheme and platform meet: a model's name goes in, a compiled model comes out, all cached by cause.
+"""The build of a model, where family, scheme and platform meet: a model's name goes in, a compiled model comes out.
 
-Three steps, each of which is skipped when its result is there: weights (checkpoint → storage, any platform), params
-(storage → this platform's layout) and library (model → machine code). How each is done is the business of
-conversion.py and weights/, kernels/, and pipeline.py.
+Three steps, each cached by its causes: weights (checkpoint → storage, any platform), params (storage → this platform's
+layout) and library (model → machine code). The work of each is in conversion.py and weights/, kernels/, pipeline.py.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ DEFAULT_CONTEXT = 8192
 
 
 def silent(step: str, detail: str, fraction: float | None) -> None:
-    """The Notify of who does not want to know."""
+    """A Notify that shows nothing."""
 
 
 class Build:
@@ -89,7 +88,7 @@ class Build:
             bits=bits,
         )
         self.name = self.request.name
-        # What clients and listings call it: a Hub id as it is, a directory or file by its last part.
+        # The name for clients and listings: a Hub id as it is, a directory or file by its last part.
         self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
         self.platform: Platform = self.request.platform
         self.arch = arch
@@ -120,7 +119,7 @@ class Build:
         self._standing_notes = tuple(self.notes)  # which are said at every start, whatever is cached
 
     def _methods(self, calibrate: str | None) -> tuple[str, ...]:
-        """How weights are calibrated; what would do nothing is said and left out."""
+        """The calibration methods; where calibration would do nothing, a note says so and there are none."""
         methods = parse(calibrate)
         if methods and (self.converted or self._takeover):
             raise UnsupportedError(
@@ -144,7 +143,7 @@ class Build:
 
     @cached_property
     def scheme(self) -> schemes.Scheme:
-        """How each matrix is stored; with a budget of bits, known after measuring what each needs."""
+        """The storage of each matrix; with a budget of bits, known after the matrices' sensitivities are measured."""
         assert self.bits is not None, "without a budget it is set at once"
         formats = mixed.allocate(judging.sensitivities(self.subject, self.notify, self._calibration_data), self.bits)
         return schemes.mixed(f"mix{self.bits:g}", formats, self.compute_dtype)
@@ -186,7 +185,7 @@ class Build:
 
     @cached_property
     def subject(self) -> Subject:
-        """The checkpoint, for what is to be done with it on this machine's CPU: conversion, calibration, judging."""
+        """The checkpoint, as conversion, calibration and judging on this machine's CPU take it."""
         source = self.source or PlainSource(self.directory, self.raw_config)
         cpu = PLATFORMS["cpu"]
         # Whatever the model is compiled for: it may be for another machine, and layers are measured in float32.
@@ -271,7 +270,7 @@ class Build:
 
     @cached_property
     def _library_causes(self) -> dict[str, Any]:
-        """Nothing of one model alone: its sisters of the same shape share the library. Rotary tables are arguments."""
+        """The causes of the library. Models of one shape share it: weights and rotary tables are not among them."""
         others = ("rope", "layers", "max_position_embeddings", "interleaved")
         shape = {key: value for key, value in vars(self.config).items() if key not in others}
         return {

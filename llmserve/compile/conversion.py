@@ -1,4 +1,4 @@
-"""The first of a build's steps: a checkpoint becomes params in a scheme's storage, with all that goes with them."""
+"""Conversion, a build's first step: a checkpoint becomes params in a scheme's storage, with config and tokenizer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .texts import EvaluationText
 
 @dataclass
 class Conversion:
-    """How a checkpoint is to be converted.
+    """The settings of a checkpoint's conversion, and the conversion itself.
 
     Attributes:
         notes: sentences for the user, added as they come up.
-        takeover: what becomes of weights that are quantized already, if they are.
+        takeover: a sentence on weights that are quantized already; "" where there are none.
         report: judge the result; None does so where it takes half a minute at most.
-        evaluation: what to judge it on.
+        evaluation: the text of the report; None is the package's own.
     """
 
     subject: Subject
@@ -44,7 +44,7 @@ class Conversion:
 
     @cached_property
     def calibrator(self) -> Calibrator | None:
-        """What rounds the weights where that takes a text. Raises ConfigError for a text that is of no use."""
+        """The calibrator, where the methods need a text, else None. Raises ConfigError for an unusable text."""
         if not needs_text(self.methods):
             return None
         config = self.subject.config
@@ -82,7 +82,7 @@ class Conversion:
             self.calibrator.discard()
 
     def _into(self, directory: Path) -> dict[str, Any]:
-        """Fills an empty directory; returns what its manifest is to keep."""
+        """Fills an empty directory; returns the results for its manifest."""
 
         def progress(name: str, done: int, total: int) -> None:
             self.notify("convert", name, done / total if total else 1.0)

@@ -1,7 +1,7 @@
-"""How much is measured of a model, and with what: from a model's size to a number of tokens, a program and a report.
+"""The effort of quality reports and sensitivities: the tokens that a model's size allows, the programs, the results.
 
-The measuring itself is quality.py's and sensitivity.py's. Costs are counted in multiply-and-adds of weights and tokens,
-of which two cores of a server do about 3e10 a second.
+The measuring itself is in quality.py and sensitivity.py. Costs are counted in multiply-adds of weights and tokens; two
+cores of a server do about 3e10 a second.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def judge(
 
 
 def sensitivities(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
-    """How much each matrix suffers from fewer bits, on the text that weights are calibrated on (`data`, or ours).
+    """The sensitivity of each matrix to fewer bits, on the calibration text (`data`, or the package's own).
 
     Measured once for a checkpoint, whatever the budget, and kept in the cache.
     """

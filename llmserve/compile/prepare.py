@@ -1,4 +1,4 @@
-"""A model, ready to be loaded: from the note of an earlier build, else by a build. TVM is imported for the latter."""
+"""Preparation of a model for loading: from the note of an earlier build, else by a build, for which TVM is imported."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .recall import BuildRequest, recall
 
 
 class PreparedModel(Protocol):
-    """What there is to know of a model before it is compiled, and the compiled model."""
+    """A model that may still have to be compiled: its name, its tokenizer's files, and `run` for the rest."""
 
     @property
     def label(self) -> str:
-        """What clients and listings call it."""
+        """The name for clients and listings."""
 
     @property
     def tokenizer_directory(self) -> Path:

@@ -1,8 +1,8 @@
-"""Runs the unquantized model and its converted twin side by side, a layer at a time, and measures how far they part.
+"""Comparison of a converted model with the unquantized one, side by side, a layer at a time.
 
 Memory is that of two layers in float32, the hidden states of the text, and a block of logits, whatever the model's
-size; so models larger than memory can be judged too. Both run in float32: what is measured are the stored weights,
-without the rounding of activations that a platform's kernels may add.
+size, so models larger than memory can be compared too. Both run in float32: the stored weights are measured, without
+the rounding of activations that a platform's kernels may add.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Weights(Protocol):
 
 
 class UnquantizedWeights:
-    """Those of a checkpoint."""
+    """The weights of a checkpoint."""
 
     def __init__(self, source: Source, plan: ConversionPlan) -> None:
         self._source = source
@@ -64,7 +64,7 @@ class UnquantizedWeights:
 
 
 class StoredWeights:
-    """Those of a converted directory, from its tensors by name."""
+    """The weights of a converted directory, from its tensors by name."""
 
     def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], plan: ConversionPlan) -> None:
         self._tensors = tensors
@@ -90,7 +90,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class LayerwiseModel:
-    """What is needed of a model to run it layer by layer.
+    """The programs and names by which a model is run layer by layer.
 
     Attributes:
         programs: by kind of layer.
@@ -160,7 +160,7 @@ def logits(weights: Weights, model: LayerwiseModel, normed: Array) -> Array:
 
 
 def positions(ids: npt.NDArray[np.int64], prefix: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of the flattened windows that predict a token of the text, and what each is to predict."""
+    """(rows of the flattened windows that predict a token of the text, the token that each is to predict)."""
     rows = np.arange(ids.size).reshape(ids.shape)[:, max(prefix - 1, 0) : -1]
     return rows.reshape(-1), ids[:, max(prefix, 1) :].reshape(-1)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights in Hugging Face's format: what tests and benchmarks run on.
+"""Random checkpoints in Hugging Face's format, for tests and benchmarks.
 
 They have a real byte-level BPE tokenizer with ChatML markers, and every byte follows from the config and the seed.
 Weights are scaled so that activations stay near 1 and logits differ; the text that comes out is noise all the same.
@@ -99,8 +99,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_distributions(config: Mapping[str, Any]) -> dict[str, _Distribution]:
-    """The same with what the numbers are to be: norms about 1, biases small, matrices 1/√in, less where layers add to
-    the residual sum, so that activations stay near 1."""
+    """Names, shapes and distributions: norms about 1, biases small, matrices 1/√in, less where layers add to the
+    residual sum, so that activations stay near 1."""
     family, model = _unbound_model(config)
     damping = (2 * model.config.num_layers) ** -0.5
     distributions: dict[str, _Distribution] = {}

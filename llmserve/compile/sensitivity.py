@@ -1,9 +1,9 @@
-"""How much each weight matrix suffers from fewer bits: the KL divergence that rounding it alone causes.
+"""Sensitivity of each weight matrix to fewer bits: the KL divergence that rounding it alone causes.
 
 The unquantized model runs once over some text, a layer at a time, together with variants of itself, each with a few
-matrices rounded to the smallest format: one kind in one layer, or in deep models in a few neighbouring ones. What a
-variant's divergence says of its matrices is shared out among them, and carried over to the other formats, in proportion
-to the squared errors of their outputs, which small divergences are proportional to (a Taylor expansion's second term).
+matrices rounded to the smallest format: one kind in one layer, or in deep models in a few neighbouring ones. A
+variant's divergence is divided among its matrices, and scaled to the other formats, in proportion to the squared errors
+of their outputs: small divergences are proportional to these (a Taylor expansion's second term).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PREDICTIONS = 1 << 26  # logits over all positions that a variant is judged by;
 _TABLE_ROWS = 1 << 13  # of embedding and head, in float32 at a time
 
 Rounder = Callable[[Array, GroupFormat], Array]
-"""What becomes of a matrix [n, k] that is stored in a format, in float32."""
+"""(matrix [n, k], format) → the matrix as it is after storage in the format, float32."""
 
 
 def nearest(weight: Array, fmt: GroupFormat) -> Array:
-    """The Rounder that needs nothing but the weight."""
+    """A Rounder to the nearest level, without calibration."""
     return dequantize(*quantize(weight, fmt), fmt, weight.shape[1])
 
 

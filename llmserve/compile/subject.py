@@ -1,4 +1,4 @@
-"""What is to be converted, calibrated or measured: a checkpoint, its family, and the machine that does it."""
+"""The subject of conversion, calibration and measurement: a checkpoint, its family, and the CPU that works on it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ..weights.source import Source, same_rows, write_json
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint with all that is known of it.
+    """A checkpoint with its family, its config and the CPU's kernels.
 
     Attributes:
-        label: what listings call it.
-        source: its tensors, and what goes with them.
+        label: its name in listings.
+        source: its tensors, tokenizer and other files.
         raw_config: its config.json.
         kernels, target, device: of the CPU that works on it.
     """
@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def causes(self) -> dict[str, Any]:
-        """What anything depends on that is made from the checkpoint's tensors or words."""
+        """The causes of anything that is made from the checkpoint's tensors or tokenizer."""
         return {
             "checkpoint": artifact.checkpoint_fingerprint(self.source.path),
             "config": self.raw_config,
@@ -65,7 +65,7 @@ class Subject:
 
     @cached_property
     def unbound_model(self) -> CausalLM:
-        """The module before its matrices are stored in any way: names and shapes."""
+        """The module before its matrices have a storage: names and shapes."""
         with using(self.kernels):
             return self.family.model(self.config, PageFormat())
 
@@ -94,7 +94,7 @@ class Subject:
 def tied_as_stored(
     config: DecoderConfig, family: Family, stored: Source | Collection[str]
 ) -> tuple[DecoderConfig, list[str]]:
-    """The config with `tie_word_embeddings` as the weights have it, and what is to be said of that.
+    """(the config with `tie_word_embeddings` as the weights have it, notes for the user).
 
     A head that is missing is the embedding, and one that differs from the embedding is a head, whatever config.json
     says. `stored`: a checkpoint, or the names of converted parameters.

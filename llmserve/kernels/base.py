@@ -34,7 +34,7 @@ class Batch:
     sin: Tensor
 
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+FUSED_ACTIVATIONS = ("silu", "gelu_tanh")
 """What `gated` computes in one pass: x / (1 + e⁻ˣ), and ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks & Gimpel 2016).
 Any other activation is made of plain operators (models/activations.py)."""
 
@@ -179,7 +179,7 @@ class KernelSet(Protocol):
         """(norm(x + residual), x + residual); a residual of None adds nothing."""
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
-        """activation(gate) * up, where gate_up [M, 2 * width] holds gate, then up; one of ACTIVATIONS."""
+        """activation(gate) * up, where gate_up [M, 2 * width] holds gate, then up; one of FUSED_ACTIVATIONS."""
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x[rows], residual[rows]); x and residual [M, …] of any widths, rows int32 [R]."""

@@ -1,7 +1,7 @@
-"""Checkpoint → one file of params, as a plan says: read | check | quantize | write, a few megabytes of rows at a time.
+"""The conversion of a checkpoint by a plan: read | check | quantize | write, a few megabytes of rows at a time.
 
 The plan comes from the model and the scheme; this file knows neither. Memory does not grow with the model or with its
-largest tensor. Where the result lands, and whether it can be trusted, is artifact.py's business.
+largest tensor. artifact.py decides the place of the result, and whether it can be trusted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BLOCK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class ParamPlan:
-    """A parameter, and how it is made of tensors.
+    """A parameter, and the tensors that it is made of.
 
     Attributes:
         shape: before storage.
@@ -91,7 +91,7 @@ class ConversionPlan:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did. `peak_rss` is the high-water mark of the whole process, in bytes."""
+    """The figures of a conversion. `peak_rss` is the high-water mark of the whole process, in bytes."""
 
     tensors: int
     parameters: int

@@ -1,7 +1,7 @@
-"""From what a user calls a model to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
+"""The resolution of a model's name to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
 
 Only what llmserve reads is downloaded: JSON, safetensors, MLC's shards, tokenizer files and chat templates. Without a
-network the Hub's cache answers. Reading the files is read.py's business.
+network the Hub's cache answers. read.py reads the files.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _download(repo: str, revision: str | None, token: str | None, progress: bool
 
 
 def _final_error(error: Exception, repo: str, revision: str | None) -> str | None:
-    """The sentence for an answer that no second attempt changes, else None."""
+    """The sentence for an error that no second attempt changes, else None."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

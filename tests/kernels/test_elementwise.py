@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmserve.kernels.base import ACTIVATIONS, NormKind
+from llmserve.kernels.base import FUSED_ACTIVATIONS, NormKind
 from llmserve.kernels.cpu import elementwise, layout
 from llmserve.kernels.cpu.elementwise import prologue_alone
 from llmserve.kernels.cpu.prologue import GatePrologue, NormPrologue
@@ -58,7 +58,7 @@ def gate_of(activation, x):
 
 
 @both
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
 def test_gated_activation_over_the_whole_range(activation, isa):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(np.float32)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(np.float32)

@@ -34,8 +34,8 @@ class NormPrologue:
 class GatePrologue:
     """y = activation(gate) * up (Shazeer 2020). Argument: x float32 [M, 2 * width], which holds gate, then up.
 
-    `activation`: one of kernels.base.ACTIVATIONS. gelu_tanh(x) is x times the logistic function of twice what its tanh
-    takes, so both are x / (1 + e⁻ᶻ).
+    `activation`: one of kernels.base.FUSED_ACTIVATIONS. gelu_tanh(x) is x times the logistic function of twice the
+    argument of its tanh, so both are x / (1 + e⁻ᶻ).
     """
 
     activation: str = "silu"

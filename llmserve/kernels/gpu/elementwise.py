@@ -80,7 +80,7 @@ def norm(name: str, width: int, kind: NormKind, gpu: Gpu, dtype: str, x_dtype: s
 
 def gated(name: str, width: int, activation: str, dtype: str) -> PrimFunc:
     """gate_up `dtype` [M, 2 · width], y `dtype` [M, width]: activation(gate) · up (Shazeer 2020); one of
-    ACTIVATIONS."""
+    FUSED_ACTIVATIONS."""
 
     def body() -> None:
         m = T.int64()

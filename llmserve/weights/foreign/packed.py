@@ -1,7 +1,7 @@
-"""What GPTQ, AWQ and compressed-tensors share: a safetensors checkpoint in which a weight is several tensors.
+"""The common part of GPTQ, AWQ and compressed-tensors: a safetensors checkpoint in which a weight is several tensors.
 
-Each has integers packed into int32, scales by group, and zero points by group or none at all. Which tensors these are
-and how they lie is for the files beside this one to say.
+Each has integers packed into int32, scales by group, and zero points by group or none. The names and layouts of these
+tensors are in the files beside this one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FLOATS = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """A packed weight, as far as it is known before its values are read.
+    """The layout of a packed weight in its file, known before its values are read.
 
     Attributes:
         shape: (out, in).
         groups: for each input the group whose scale and zero point are its own, int [in].
-        packed: what a plan needs to know.
+        packed: the facts for a conversion plan.
         zeros_differ: whether there are zero points to be read.
     """
 

@@ -1,8 +1,8 @@
-"""The pre-tokenizers of byte-level vocabularies: how a text is cut before BPE, by its name in `tokenizer.ggml.pre`.
+"""Pre-tokenizers of byte-level vocabularies, which split a text before BPE, by their names in `tokenizer.ggml.pre`.
 
-A GGUF file only names the way; what the name means is in the tokenizer.json of the model that it was made from. The
-rows say that in the steps of the `tokenizers` package. Names and their groups are those of llama.cpp's converter;
-where its own patterns come near an original that its sources quote, the original stands here.
+A GGUF file has the name only; its meaning is in the tokenizer.json of the model that it was made from. The rows give it
+as steps of the `tokenizers` package. Names and their groups are those of llama.cpp's converter; where its own patterns
+come near an original that its sources quote, the original stands here.
 """
 # ruff: noqa: RUF001
 

@@ -1,7 +1,7 @@
 """A GGUF file's vocabulary as the files that a Hugging Face checkpoint has: tokenizer.json, tokenizer_config.json and
 generation_config.json.
 
-vocabulary.py makes the model; here are the tokens beside it, what begins and ends a text, and the chat templates.
+vocabulary.py makes the model; here are the added tokens, those that begin and end a text, and the chat templates.
 """
 
 from __future__ import annotations

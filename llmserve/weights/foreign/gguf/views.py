@@ -1,7 +1,7 @@
 """A GGUF file's tensors as a Hugging Face checkpoint has them: names, and the order of rows that llama.cpp changed.
 
-A view is rows of one tensor of the file, or of some that are stacked. Rows of blocks are gathered as they lie, so that
-a grid of integers is taken over whatever the order; only what is transposed or has been added to is floats for it.
+A view is rows of one tensor of the file, or of several that are stacked. Rows of blocks are gathered without decoding,
+so a grid of integers is taken over in any order of rows; tensors that are transposed or shifted are read as floats.
 """
 
 from __future__ import annotations

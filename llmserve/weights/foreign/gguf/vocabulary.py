@@ -1,8 +1,8 @@
 """The three kinds of vocabulary that GGUF files hold, as the parts of a tokenizer.json that differ between them.
 
 `gpt2` is byte-level BPE with its merges written out. `llama` is sentencepiece's BPE, whose merges follow from the
-scores of its pieces (`gemma4`: the same with merges). `t5` is sentencepiece's unigram model. What tokens stand beside
-the vocabulary, and what begins and ends a text, is tokenizer.py's business.
+scores of its pieces (`gemma4`: the same with merges). `t5` is sentencepiece's unigram model. Added tokens, and the
+tokens that begin and end a text, are in tokenizer.py.
 """
 
 from __future__ import annotations
