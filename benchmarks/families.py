@@ -1,6 +1,6 @@
 """The table of model families in docs/families.md: what each is, and how near its logits are to those of transformers.
 
-Random checkpoints of each family's TINY config, 100 tokens in float32 and 12 texts of 5 in 4 bits, as tests/test_families.py
+Random checkpoints of each TINY config, 100 tokens in float32 and 12 texts of 5 in 4 bits, as tests/test_families.py
 has them; the 4-bit reference rounds as the kernels do (tests/reference.py).
 """
 
