@@ -7,6 +7,7 @@ rename, manifest last; so what a killed process leaves has a name nobody looks u
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -66,12 +67,18 @@ def source_hash(*parts: str) -> str:
 def checkpoint_fingerprint(checkpoint: str | Path) -> str:
     """A hash of a checkpoint that does not read its weights: its settings, tensor headers, file sizes and times.
 
-    A checkpoint is a directory, or a single file.
+    A checkpoint is a directory, or a file, with the other parts of a GGUF model that lies in several.
     """
     digest, path = hashlib.sha256(), Path(checkpoint)
     settings = ("config.json", "quant*_config.json", "mlc-chat-config.json", "*-cache.json")
     patterns = ("*.safetensors", "params_shard_*.bin", *settings)
-    for file in sorted({f for pattern in patterns for f in path.glob(pattern)} if path.is_dir() else [path]):
+    if path.is_dir():
+        files = {file for pattern in patterns for file in path.glob(pattern)}
+    else:
+        part = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+        others = path.parent.glob(f"{glob.escape(part[1])}-[0-9]*-of-{part[2]}.gguf") if part else ()
+        files = {path, *others}
+    for file in sorted(files):
         stat = file.stat()
         with file.open("rb") as opened:
             if file.suffix == ".safetensors":

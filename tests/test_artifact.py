@@ -233,6 +233,17 @@ def test_a_fingerprint_sees_every_change_but_no_tensor_data(tmp_path: Path) -> N
     assert timeless() == seen[-1]
 
 
+def test_a_fingerprint_sees_all_parts_of_a_model_whichever_is_named(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m[1]-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_bytes(b"GGUF")
+    (tmp_path / "m[1]-00001-of-00003.gguf").write_bytes(b"of another model")
+    before = checkpoint_fingerprint(parts[0])
+    assert before == checkpoint_fingerprint(parts[1])
+    parts[1].write_bytes(b"GGUF, changed")
+    assert checkpoint_fingerprint(parts[0]) == checkpoint_fingerprint(parts[1]) != before
+
+
 def test_the_source_hash() -> None:
     assert source_hash("errors.py") == source_hash("errors.py") != source_hash("errors.py", "quant/group.py")
     assert source_hash("quant", "weights") == source_hash("weights", "quant")

@@ -6,6 +6,7 @@ layout) and library (model → machine code). The work of each is in conversion.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -89,7 +90,9 @@ class Build:
         )
         self.name = self.request.name
         # The name for clients and listings: a Hub id as it is, a directory or file by its last part.
-        self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
+        found = Path(self.name)
+        stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", found.resolve().name)
+        self.label = stem if found.exists() else self.name
         self.platform: Platform = self.request.platform
         self.arch = arch
         self.limits = self.request.limits
