@@ -28,7 +28,7 @@ from llmserve.errors import LLMServeError
 
 CLIENTS, PROMPT, ANSWER = 8, 128, 32
 Command = Callable[[int], list[str]]
-"""What starts a server on a port."""
+"""port → the command line that starts a server there."""
 
 
 @dataclass(frozen=True)
