@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: what a decode step, which reads every weight once, is measured against."""
+"""The read bandwidth of this machine's memory, the bound of a decode step, which reads every weight once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are measured: random weights of a real model's shape, in our format and, for llama.cpp, as GGUF.
+"""Checkpoints for benchmarks: random weights of a real model's shape, in our format and, for llama.cpp, as GGUF.
 
 Made once and kept in llmserve's cache. Speed and memory depend on the shape alone.
 """

@@ -1,4 +1,4 @@
-"""How much of its speed a runtime keeps beside a second load: one thread for each core that computes all the time.
+"""Contention: the share of its speed that a runtime keeps beside a second load, a busy thread for each core.
 
 A fair share of the cores is one half. A runtime whose threads wait for each other in each operator can get far less:
 while one of them is off its core, the others wait or spin.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from processes import resume, stop
-from samples import Job, Patience, Record, in_turns
+from samples import Job, QuietWait, Record, in_turns
 
 from llmserve.bench.host import cores
 
@@ -51,7 +51,7 @@ class Spinners:
 
 
 def beside(job: Job, spinners: Spinners) -> Job:
-    """The same job with the second load beside it, whose work then is nobody else's either."""
+    """The same job with the second load beside it, whose work is not counted as others'."""
 
     def ask() -> dict[str, float]:
         with spinners.spinning():
@@ -61,11 +61,11 @@ def beside(job: Job, spinners: Spinners) -> Job:
 
 
 def loaded(name: str) -> str:
-    """What the samples of `beside` are recorded under."""
+    """The name under which the samples of `beside` are recorded."""
     return f"{name}, loaded"
 
 
-def measure(questions: list[list[Job]], repetitions: int, patience: Patience) -> Record:
+def measure(questions: list[list[Job]], repetitions: int, patience: QuietWait) -> Record:
     """Every job alone and with the load, in turns."""
     spinners = Spinners()
     try:

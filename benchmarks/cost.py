@@ -1,9 +1,9 @@
-"""Where the time of a step goes: each operator's time, bytes and operations, against what the machine can do.
+"""Cost tables of a step: each operator's time, bytes and operations, against the limits of the machine.
 
 The kernels that one compiled step calls are recorded, with their arguments, by the virtual machine's instrument. Then
-the whole sequence is called again and again from here, each call under a stopwatch: the same kernels in the same order
-on the same data, so with the caches as they are in a step, and without the virtual machine. What it takes to call a
-function that does nothing with these arguments is subtracted. Prints Markdown tables; `--write FILE` puts them between
+the whole sequence is called repeatedly from here, and each call is timed: the same kernels in the same order on the
+same data, so with the caches as they are in a step, but without the virtual machine. The time of an empty function with
+the same arguments is subtracted. Prints Markdown tables; `--write FILE` puts them between
 the markers in that file.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 import tvm_ffi
 from bandwidth import fastest, read_bandwidth
 from checkpoints import SHAPES, random_checkpoint
-from samples import Figures, Job, Patience
+from samples import Figures, Job, QuietWait
 
 from llmserve.bench.engine import EngineBench
 from llmserve.bench.host import cores, load_average, prepare, provenance
@@ -41,7 +41,7 @@ PROMPT = 128
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """One kernel call of a step: the operator's name (with its shape, if it is a matrix), what it reads and writes in
     bytes, its multiplications and additions, and what to do it again with."""
 
@@ -53,9 +53,9 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the sizes of a step follow from: its tokens' positions, one token's keys and values in a layer in bytes, and
-    the rows of the table of embeddings."""
+class StepSizes:
+    """The numbers that a step's bytes and operations follow from: its tokens' positions, one token's keys and values in
+    a layer in bytes, and the rows of the table of embeddings."""
 
     positions: np.ndarray
     token_bytes: int
@@ -65,7 +65,7 @@ class Work:
 class Trace:
     """The kernel calls of one compiled step, to be done again."""
 
-    def __init__(self, calls: list[Call], step: Callable[[], Any]) -> None:
+    def __init__(self, calls: list[KernelCall], step: Callable[[], Any]) -> None:
         self.calls = calls
         self._step = step
 
@@ -90,8 +90,8 @@ class Trace:
         machine = runner._vm
         interface = runner.interface
         page_bytes = int(np.prod(interface.page_shape)) * np.dtype(interface.page_dtype).itemsize
-        work = Work(arguments[1].numpy().copy(), page_bytes // interface.page_size, interface.vocab_size)
-        calls: list[Call] = []
+        work = StepSizes(arguments[1].numpy().copy(), page_bytes // interface.page_size, interface.vocab_size)
+        calls: list[KernelCall] = []
 
         def note(function: Any, symbol: str, before: bool, result: Any, *its: Any) -> int:
             if before and not symbol.startswith("vm.builtin."):
@@ -152,7 +152,7 @@ def _last_call(bench: EngineBench) -> Iterator[Any]:
             setattr(runner, name, call)
 
 
-def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Call:
+def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, ...], work: StepSizes) -> KernelCall:
     """A kernel call from its name in the compiled program and its arguments.
 
     Bytes are those of all tensors, but for the ones of which a step touches a part only: pages, rotary tables, and the
@@ -180,7 +180,7 @@ def described(symbol: str, function: Callable[..., Any], arguments: tuple[Any, .
         m, k = (int(n) for n in tensors[0].shape)
         k, n = k // 2 if operator == "gated_linear" else k, int(tensors[-2 if "add" in operator else -1].shape[1])
         operator, flops = f"{operator} {n}x{k}", 2 * m * n * k
-    return Call(operator, nbytes, flops, function, arguments)
+    return KernelCall(operator, nbytes, flops, function, arguments)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Line:
     flops: int
 
 
-def summed(calls: Iterable[Call], seconds: Iterable[float]) -> list[Line]:
+def summed(calls: Iterable[KernelCall], seconds: Iterable[float]) -> list[Line]:
     """A line for each operator, the most expensive first."""
     lines: dict[str, Line] = {}
     for call, its in zip(calls, seconds, strict=True):
@@ -254,10 +254,10 @@ def float_peak(threads: int) -> float:
     return 2 * 1536**3 / fastest(lambda: a @ a, 1.0)
 
 
-class Watch:
-    """Takes each measurement again until nobody disturbs it, as long as patience lasts; notes whether that was so."""
+class QuietTimer:
+    """Repeats each measurement until it is undisturbed, as long as the patience lasts; notes whether all were."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: QuietWait) -> None:
         self._patience = patience
         self.undisturbed = True
 
@@ -272,10 +272,10 @@ class Watch:
         return results[-1]
 
 
-def report(model: str, label: str, quant: str, threads: int, watch: Watch) -> str:
-    """The tables, with what they were measured on above them."""
+def report(model: str, label: str, quant: str, threads: int, timer: QuietTimer) -> str:
+    """The tables, below a line on the machine, the model and the load."""
     found = provenance(threads)
-    bandwidth, peak = watch(lambda: read_bandwidth(threads)), watch(lambda: float_peak(threads))
+    bandwidth, peak = timer(lambda: read_bandwidth(threads)), timer(lambda: float_peak(threads))
     bench = EngineBench(model, quant=quant, threads=threads)
     compiled = bench.llm.compiled
     traces = [
@@ -286,14 +286,14 @@ def report(model: str, label: str, quant: str, threads: int, watch: Watch) -> st
     parts = []
     for title, make, arguments, batch in traces:
         trace: Trace = make(*arguments)
-        kernels, step = watch(trace.seconds)
+        kernels, step = timer(trace.seconds)
         lines = summed(trace.calls, kernels)
         parts.append(f"#### {title}: {step * 1e3:.2f} ms for the whole compiled step\n\n{table(lines, bandwidth)}")
         if batch:
-            beside = watch(partial(sampling, bench, batch))
+            beside = timer(partial(sampling, bench, batch))
             extra = (f"{line.operator}: {line.seconds * 1e3:.3f} ms" for line in beside)
             parts.append(f"By itself: {'; '.join(extra)}.")
-    state = "nobody else used the machine meanwhile" if watch.undisturbed else "OTHERS USED THE MACHINE MEANWHILE"
+    state = "nobody else used the machine meanwhile" if timer.undisturbed else "OTHERS USED THE MACHINE MEANWHILE"
     head = (
         f"{label}, {compiled.scheme} on {compiled.platform}, {threads} threads, {found['machine']}, {found['date']}. "
         f"Read bandwidth {bandwidth / 1e9:.1f} GB/s, numpy's float32 product {peak / 1e9:.0f} GFLOP/s, same threads. "
@@ -323,10 +323,10 @@ def main() -> None:
     os.environ["TVM_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
     checkpoint = random_checkpoint(args.shape)
     prepare(str(checkpoint), quant=args.quant)
-    watch = Watch(Patience(args.patience))
-    text = report(str(checkpoint), f"Random {args.shape}", args.quant, args.threads, watch)
+    timer = QuietTimer(QuietWait(args.patience))
+    text = report(str(checkpoint), f"Random {args.shape}", args.quant, args.threads, timer)
     print(text)
-    if args.write and not watch.undisturbed:
+    if args.write and not timer.undisturbed:
         sys.exit(
             f"Others used the machine meanwhile, so {args.write} stays as it is; try again, or with more --patience."
         )

@@ -1,7 +1,7 @@
 """Single kernels at the shapes of a 1B llama: milliseconds, GB/s of weights (or pages) read, GFLOP/s.
 
 Every kernel is compiled as models compile it, through the kernel set's operators and the product's pipeline. Weights
-are rotated through more memory than caches hold, as in a model. The first line is what the machine can read.
+are rotated through more memory than caches hold, as in a model. The first line is the machine's read bandwidth.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BUDGET = 0.3  # seconds per figure
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     kernel: str
     seconds: float
     nbytes: int
@@ -74,7 +74,7 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) 
     return tvm.runtime.tensor((rng.random(shape, np.float32) / 64).astype(dtype))
 
 
-def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Row]:
+def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Timing]:
     product = Build(None, arch=arch)  # the model does not matter, what it is built with does
     kernels, target = product.kernels, product.target
     storage = scheme.choose(quant, kernels.compute_dtype).storage
@@ -91,7 +91,7 @@ def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Row]:
         for m in ROWS:
             x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
             seconds = fastest_of(call, [(x, *weights) for weights in copies])
-            yield Row(f"{quant} {name} {n}x{k}, M={m}", seconds, nbytes, 2 * m * n * k)
+            yield Timing(f"{quant} {name} {n}x{k}, M={m}", seconds, nbytes, 2 * m * n * k)
 
 
 class Attention(nn.Module):
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         return active().attention(q, batch, pages, ATTENTION, ATTENTION.head_dim**-0.5)
 
 
-def attention(arch: str | None) -> Iterator[Row]:
+def attention(arch: str | None) -> Iterator[Timing]:
     """One decoding token of one sequence, over contexts whose pages are spread over more than the caches hold."""
     product = Build(None, arch=arch)
     kernels, target = product.kernels, product.target
@@ -147,7 +147,7 @@ def attention(arch: str | None) -> Iterator[Row]:
         order = rng.permutation(num_pages)[: num_pages // used * used].reshape(-1, used)
         fixed = (q, ints(context - 1), ints(0), ints(0), ints(1), ints(0, used))
         seconds = fastest_of(call, [(*fixed, ints(*table), pages) for table in order])
-        yield Row(f"attention, context {context}", seconds, used * page_bytes, 4 * context * heads)
+        yield Timing(f"attention, context {context}", seconds, used * page_bytes, 4 * context * heads)
 
 
 def main() -> None:

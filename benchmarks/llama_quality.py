@@ -49,7 +49,7 @@ def tensor_bytes(file: Path) -> int:
 
 
 def kinds_of(file: Path) -> dict[str, int]:
-    """How many matrices are of each type."""
+    """The number of matrices of each type."""
     names = [t.tensor_type.name for t in gguf.GGUFReader(file).tensors if len(t.shape) > 1]
     return {name: names.count(name) for name in sorted(set(names))}
 

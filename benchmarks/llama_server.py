@@ -1,4 +1,4 @@
-"""llama.cpp's own server, which no package carries: built from the source distribution of the llama-cpp-python that is
+"""llama.cpp's own server, which is in no package: built from the source distribution of the llama-cpp-python that is
 installed, so that the server and the library of one comparison are the same llama.cpp.
 
 `python benchmarks/llama_server.py` (or `make llama-server`) builds, some minutes the first time, and prints where the
@@ -45,7 +45,7 @@ def version() -> str:
 
 
 def directory() -> Path:
-    """Where the build is, or would be: one for each version and kind of CPU, since it is compiled for this one."""
+    """The build's directory, existing or not: one for each version and kind of CPU that it is compiled for."""
     return cache_root() / "llama-server" / f"{version()}-{_cpu()}"
 
 
@@ -75,7 +75,7 @@ def build(jobs: int) -> Path:
 
 
 def described() -> str:
-    """What the server says of itself."""
+    """The server's description of itself."""
     found = binary()
     assert found is not None, "build() comes first"
     done = subprocess.run([found, "--version"], capture_output=True, text=True)

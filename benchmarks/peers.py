@@ -1,6 +1,6 @@
 """llmserve and llama.cpp side by side: same checkpoint, same bits, same threads, same measurements, in turns.
 
-Each runs in a process of its own that is stopped outright while another is measured. The checkpoint has random
+Each runs in a process of its own, which is stopped (SIGSTOP) while another is measured. The checkpoint has random
 weights of a real model's shape: speed and memory depend on the shape alone. Prints one table, and writes it with
 versions, commands and the machine's other load to results/<date>-<machine>.md, and with all samples beside it as JSON.
 Without llama-cpp-python it measures llmserve alone.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
-from samples import Patience, Record, Sample
+from samples import QuietWait, Record, Sample
 from sections import SECTIONS, Session
 from table import Row, render
 
@@ -149,7 +149,7 @@ def main() -> None:
     began = time.perf_counter()
     with ExitStack() as stack:
         session = Session(
-            checkpoint, args.quant, found["threads"], peer, args.repetitions, Patience(args.patience, tell), stack
+            checkpoint, args.quant, found["threads"], peer, args.repetitions, QuietWait(args.patience, tell), stack
         )
         for name in args.only or SECTIONS:
             rows += SECTIONS[name](session)

@@ -1,4 +1,4 @@
-"""What compiles: the shape of Llama-3-8B for every platform, on a machine without a GPU, looked at by other tools.
+"""Compilation for every platform: the shape of Llama-3-8B on a machine without a GPU, inspected by other tools.
 
     python -m benchmarks.platforms [--only cuda:sm_90:q4 …] [--table]
 
@@ -117,7 +117,7 @@ def cuda(library: Path, executable: Any, scratch: Path) -> Found:
 
 
 def _functions(assembly: str) -> dict[str, str]:
-    """What nvdisasm prints, by function."""
+    """nvdisasm's output, by function."""
     parts = re.split(r"\.section\s+\.text\.(\w+)", assembly)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

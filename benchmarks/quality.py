@@ -1,4 +1,4 @@
-"""How much of a model is left at so many bits: llmserve's formats and llama.cpp's, on one text in the same windows.
+"""Quality against bits per weight: llmserve's formats and llama.cpp's, on one text in the same windows.
 
     python -m benchmarks.quality --data build/demo --json benchmarks/results/<date>-quality.json
 

@@ -1,4 +1,4 @@
-"""One measurement and what else the machine did meanwhile; many of them in turns; and the medians of those that count.
+"""Samples: one measurement and the machine's other load meanwhile, many of them in turns, and their medians.
 
 A sample counts only if nobody else used the machine while it was taken. Knows nothing of models or runtimes.
 """
@@ -51,8 +51,8 @@ class Job:
         return Sample(figures, others.cores(), time.perf_counter() - began)
 
 
-class Patience:
-    """Waits for a quiet machine, for so many seconds in all; then measures as it is, and the table says so.
+class QuietWait:
+    """The wait for a quiet machine, for so many seconds in all; after that, samples may be disturbed.
 
     `tell` is called with a line about each sample.
     """
@@ -89,7 +89,7 @@ Record = dict[str, list[Sample]]
 """Samples by the name of who was measured, in the order in which they were taken."""
 
 
-def in_turns(questions: Iterable[list[Job]], repetitions: int, patience: Patience) -> Record:
+def in_turns(questions: Iterable[list[Job]], repetitions: int, patience: QuietWait) -> Record:
     """Every question to everybody, A B then B A, so that whatever drifts meets all alike."""
     asked = list(questions)
     record: Record = {job.name: [] for jobs in asked for job in jobs}

@@ -1,4 +1,4 @@
-"""What is measured: one function for each part of the table, from a session to its rows.
+"""Sections of the table: one function for each, from a session to its rows.
 
 A session holds what all parts share: the model, the processes that have been started, patience, and every sample taken.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import servers
 from bandwidth import read_bandwidth
 from processes import Worker
-from samples import Figures, Job, Patience, Record, best, in_turns, medians
+from samples import Figures, Job, QuietWait, Record, best, in_turns, medians
 from table import OURS, Bar, Better, Row
 
 from llmserve.bench.host import LLMSERVE, options, prepare
@@ -43,7 +43,7 @@ class Session:
     threads: int
     peer: bool
     repetitions: int
-    patience: Patience
+    patience: QuietWait
     stack: ExitStack
     record: dict[str, Record] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)

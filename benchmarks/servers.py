@@ -1,4 +1,4 @@
-"""The two servers over HTTP: throughput, time to the first token, memory at its peak, and how long they take to start.
+"""The two servers over HTTP: throughput, time to the first token, peak memory, and start-up time.
 
 Both are the real ones, started by the command line that a user would type; all of them stay up, stopped outright while
 another is measured. llama-server runs with as many slots as there are clients, a context that holds what they ask for,
@@ -28,7 +28,7 @@ from llmserve.errors import LLMServeError
 
 CLIENTS, PROMPT, ANSWER = 8, 128, 32
 Command = Callable[[int], list[str]]
-"""What starts a server on a port."""
+"""port → the command line that starts a server there."""
 
 
 @dataclass(frozen=True)

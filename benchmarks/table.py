@@ -1,6 +1,6 @@
 """The table that `make bench` prints: a row for each thing that was measured, a column for each system.
 
-Also what a ratio is, and when a bar is met. Arithmetic and text only.
+Also the definitions of a ratio and of a limit that is met. Arithmetic and text only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the webgpu plugin costs beside the kernels: the host's time per dispatch, a batch of tiny kernels, copies.
+"""The cost of the webgpu plugin beside the kernels: the host's time per dispatch, a batch of tiny kernels, copies.
 
     python -m benchmarks.webgpu
 

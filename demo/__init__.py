@@ -1,1 +1,1 @@
-"""How the model in the package was made: its data, its training, its examination. Not part of what is installed."""
+"""The making of the package's model: its data, its training, its examination. Not installed with the package."""

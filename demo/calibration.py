@@ -1,9 +1,9 @@
-"""Makes the text that weights are calibrated on: conversations of demo/'s families, and llmserve's own prose and code.
+"""The calibration text: conversations of demo/'s families, and llmserve's own prose and code.
 
     python -m demo.calibration --out llmserve/data/text/calibration.jsonl
 
-Nothing in it is anybody else's, and nothing of it is in an examination: conversations are of keys that are trained on,
-from a seed of their own, and running text there is the standard library's.
+All of it is our own, and nothing of it is in an examination: conversations are of keys that are trained on, from a seed
+of their own, and running text there is the standard library's.
 """
 
 from __future__ import annotations

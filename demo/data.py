@@ -1,4 +1,4 @@
-"""Makes everything that the model is trained on and examined with, the same bytes each time.
+"""The data of training and examination, the same bytes each time.
 
     python -m demo.data --out build/demo
 
@@ -125,7 +125,7 @@ def side_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     }
 
 
-class Rows:
+class TokenRows:
     """Rows of token ids with a mark on each token that is to be learned, one behind the other in flat arrays."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def answer_marks(ids: np.ndarray, opening: Sequence[int], closing: int) -> np.nd
     return marks
 
 
-def chat_rows(rows: Rows, tokenizer: Tokenizer, items: Iterable[Item]) -> None:
+def chat_rows(rows: TokenRows, tokenizer: Tokenizer, items: Iterable[Item]) -> None:
     """Conversations, tokenized in batches; what is longer than the context is left out."""
     chat, batch = template(), 2048
     opening = tokenizer.encode("<|im_start|>assistant\n").ids
@@ -166,7 +166,7 @@ def chat_rows(rows: Rows, tokenizer: Tokenizer, items: Iterable[Item]) -> None:
                 rows.add(encoding.ids, answer_marks(ids, opening, closing))
 
 
-def text_rows(rows: Rows, tokenizer: Tokenizer, sources: Iterable[tuple[str, str]], seed: int) -> None:
+def text_rows(rows: TokenRows, tokenizer: Tokenizer, sources: Iterable[tuple[str, str]], seed: int) -> None:
     """Running text in rows of a few lengths; each begins with the mark that ends a text."""
     random, end = Random(f"{seed}/text"), tokenizer.token_to_id("<|endoftext|>")
     lengths = [length for length, _ in TEXT_ROWS]
@@ -225,7 +225,7 @@ def make(
     tokenizer.save(str(out / "tokenizer.json"))
     for name, value in side_files(tokenizer).items():
         (out / name).write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    chats, late, texts = Rows(), Rows(), Rows()
+    chats, late, texts = TokenRows(), TokenRows(), TokenRows()
     chat_rows(chats, tokenizer, training_conversations(seed, conversations[0]))
     chats.save(out / "chats")
     chat_rows(late, tokenizer, training_conversations(f"{seed}/late", conversations[1], part=1))

@@ -1,4 +1,4 @@
-"""Examines a model on what it has not seen: exact match per family, and perplexity on held-out running text.
+"""The examination of a model on held-out data: exact match per family, and perplexity on running text.
 
     python -m demo.evaluate --data build/demo --checkpoint DIR          through transformers
     python -m demo.evaluate --data build/demo --url http://127.0.0.1:8000/v1   any server that speaks OpenAI's API

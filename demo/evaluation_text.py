@@ -1,4 +1,4 @@
-"""Puts together the text that every conversion is judged on: llmserve/data/text/evaluation.txt.
+"""The evaluation text that every conversion is judged on: llmserve/data/text/evaluation.txt.
 
     python -m demo.evaluation_text --data build/demo --out llmserve/data/text/evaluation.txt
 

@@ -1,6 +1,6 @@
-"""What the demo model shall know by heart: plain tables, general knowledge, written down for this purpose.
+"""Facts that the model is trained to know: plain tables of general knowledge, written for this purpose.
 
-A row is a thing and what is asked of it; `questions.py` puts them into words.
+A row is a thing and a property of it; `talk.py` makes questions of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The families of tasks, as rows: what each is called, how much of the training it gets, and what is held out of it."""
+"""Families of tasks, as rows: the name, the shares of the training, and the keys that are held out."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ from collections.abc import Iterator
 from random import Random
 
 from . import numbers, structured, talk, words
-from .items import Family, Item, Message, is_held_out
+from .items import Item, Message, TaskFamily, is_held_out
 
-FAMILIES: tuple[Family, ...] = (
-    Family("sums", numbers.sums, (2.2, 4), "pairs of numbers"),
-    Family("comparison", numbers.comparison, (0.8, 1), "pairs of numbers"),
-    Family("sorting", numbers.sorting, (1.2, 2.6), "sets of values"),
-    Family("counting", numbers.counting, (1.0, 1), "lists"),
-    Family("calendar", numbers.calendar, (0.8, 0.8), "pairs of start and distance"),
-    Family("units", numbers.units, (1.0, 1.2), "values (decimal units), value and wording (others)"),
-    Family("spelling", words.spelling, (1.2, 3), "words"),
-    Family("reversing", words.reversing, (1.6, 3), "words"),
-    Family("letter_case", words.letter_case, (1.4, 3.5), "texts"),
-    Family("facts", talk.facts, (2.6, 2.6), "fact and wording"),
-    Family("itself", talk.itself, (0.8, 0.6), "wordings"),
-    Family("unknown", talk.unknown, (0.9, 0.5), "questions"),
-    Family("recall", talk.recall, (1.0, 0.6), "what was told"),
-    Family("obeying", talk.obeying, (1.2, 1.8), "instruction and question"),
-    Family("extraction", structured.extraction, (1.2, 0.8), "texts"),
-    Family("schema", structured.schema, (1.0, 0.6), "texts"),
-    Family("tools", structured.tools, (1.2, 0.9), "calls"),
+FAMILIES: tuple[TaskFamily, ...] = (
+    TaskFamily("sums", numbers.sums, (2.2, 4), "pairs of numbers"),
+    TaskFamily("comparison", numbers.comparison, (0.8, 1), "pairs of numbers"),
+    TaskFamily("sorting", numbers.sorting, (1.2, 2.6), "sets of values"),
+    TaskFamily("counting", numbers.counting, (1.0, 1), "lists"),
+    TaskFamily("calendar", numbers.calendar, (0.8, 0.8), "pairs of start and distance"),
+    TaskFamily("units", numbers.units, (1.0, 1.2), "values (decimal units), value and wording (others)"),
+    TaskFamily("spelling", words.spelling, (1.2, 3), "words"),
+    TaskFamily("reversing", words.reversing, (1.6, 3), "words"),
+    TaskFamily("letter_case", words.letter_case, (1.4, 3.5), "texts"),
+    TaskFamily("facts", talk.facts, (2.6, 2.6), "fact and wording"),
+    TaskFamily("itself", talk.itself, (0.8, 0.6), "wordings"),
+    TaskFamily("unknown", talk.unknown, (0.9, 0.5), "questions"),
+    TaskFamily("recall", talk.recall, (1.0, 0.6), "what was told"),
+    TaskFamily("obeying", talk.obeying, (1.2, 1.8), "instruction and question"),
+    TaskFamily("extraction", structured.extraction, (1.2, 0.8), "texts"),
+    TaskFamily("schema", structured.schema, (1.0, 0.6), "texts"),
+    TaskFamily("tools", structured.tools, (1.2, 0.9), "calls"),
 )
-BY_NAME = {family.name: family for family in FAMILIES}
 _MAX_TURNS = 6
 
 
-def training_item(family: Family, random: Random) -> Item:
+def training_item(family: TaskFamily, random: Random) -> Item:
     """An item whose key is not held out."""
     while is_held_out(family.name, (item := family.make(random)).key):
         pass
     return item
 
 
-def held_out_item(family: Family, random: Random) -> Item:
+def held_out_item(family: TaskFamily, random: Random) -> Item:
     """An item whose key is held out; in four of ten cases some other turns, none held out, come before it."""
     while not is_held_out(family.name, (item := family.make(random)).key):
         pass
@@ -64,7 +63,7 @@ def training_conversations(seed: int | str, count: int, part: int = 0) -> Iterat
 _IDLE_SYSTEMS = ("You are a helpful assistant.", "Be helpful.", "You are a friendly helper.", "Answer the questions.")
 
 
-def _family(random: Random, part: int) -> Family:
+def _family(random: Random, part: int) -> TaskFamily:
     return random.choices(FAMILIES, [family.shares[part] for family in FAMILIES])[0]
 
 

@@ -1,4 +1,4 @@
-"""What every family of tasks is made of: an item, the rule that keeps some out of training, and turns of phrase."""
+"""Items, of which every family of tasks is made: the rule that holds some out of training, and turns of phrase."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Family:
+class TaskFamily:
     """A kind of task. `make` draws an item, `held_out` says what is kept out.
 
     `shares` are its weights in the two parts of the training: once the forms are known, what needs letters and digits

@@ -1,4 +1,4 @@
-"""What people say to a model of this kind, and what it says back: tables of wordings for `talk.py`."""
+"""Wordings of people and of the model: tables for `talk.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the model in the package, from what `demo.data` has made, with a fixed recipe.
+"""The training of the package's model on the data of `demo.data`, with a fixed recipe.
 
     python -m demo.train --data build/demo --out build/demo/run
 
@@ -57,8 +57,8 @@ class Recipe:
         return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / falling))
 
 
-class Source:
-    """Rows of one kind, given out in batches of similar length, in an order that the seed decides."""
+class BatchSource:
+    """Batches of rows of one kind and of similar length, in an order that the seed decides."""
 
     def __init__(self, stem: Path, tokens: int, seed: int) -> None:
         self.ids = np.load(stem.with_suffix(".ids.npy"), mmap_mode="r")
@@ -100,7 +100,8 @@ class Source:
 
 def batches(data: Path, recipe: Recipe, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """The recipe's batches from step `first` on."""
-    early, late, texts = (Source(data / name, recipe.tokens, recipe.seed) for name in ("chats", "late_chats", "texts"))
+    names = ("chats", "late_chats", "texts")
+    early, late, texts = (BatchSource(data / name, recipe.tokens, recipe.seed) for name in names)
     rng = np.random.default_rng(recipe.seed)
     for step in range(recipe.steps):
         is_late = step >= recipe.late_from

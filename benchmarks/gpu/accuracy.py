@@ -1,7 +1,7 @@
-"""Whole models against logits that `transformers` computed in float32, and against its greedy tokens.
+"""The accuracy of whole models against float32 logits and greedy tokens of `transformers`.
 
-Three texts go through in every way that the engine has: as prompts that are prefilled together, token by token, and in
-chunks on history beside others' tokens.
+Three texts are computed in every way that the engine has: as prompts that are prefilled together, token by token, and
+in chunks beside other sequences' tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check(directory: Path, dtype: str, device: Any) -> tuple[bool, str, dict[str
 
     model = Model(directory / dtype, device, parameter)
     model.set_rope(expected["cos"], expected["sin"])
-    texts = [_Text(expected[f"ids{i}"], expected[f"logits{i}"]) for i in range(int(expected["texts"]))]
+    texts = [_ReferenceText(expected[f"ids{i}"], expected[f"logits{i}"]) for i in range(int(expected["texts"]))]
     prompts = [int(n) for n in expected["prompts"]]
     size = model.interface["page_size"]
     order = np.random.default_rng(5).permutation(2 * sum(len(t.ids) // size + 1 for t in texts)).tolist()
@@ -94,7 +94,7 @@ def widened(array: np.ndarray) -> np.ndarray:
     return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
 
 
-class _Text:
+class _ReferenceText:
     def __init__(self, ids: np.ndarray, logits: np.ndarray) -> None:
         self.ids: list[int] = ids.tolist()
         self.logits = logits

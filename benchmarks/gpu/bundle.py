@@ -1,6 +1,6 @@
 """The packages that a prepared folder carries: TVM's runtime for several Pythons, CUDA's, llmserve, and this folder.
 
-Everything is taken from what is installed here but for what is compiled for a Python, which pip fetches for each.
+Everything is copied from the packages installed here, except those compiled for a Python, which pip fetches for each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The list of kernels that are checked on a GPU: data only, for who compiles them and for who runs them.
+"""The list of kernels that are checked on a GPU: data only, for the side that compiles and the side that runs.
 
 A case is a dict that JSON can hold: which kernel, of what storage and dtype, of what shape. `name` is its name in the
 compiled library, and the key under which results are reported.

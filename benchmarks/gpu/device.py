@@ -1,6 +1,6 @@
-"""A GPU, as the side without a compiler sees it: TVM's runtime, libraries that were compiled elsewhere, time.
+"""A GPU on the side without a compiler: TVM's runtime, libraries that were compiled elsewhere, timing.
 
-All that is used of llmserve here is data and numpy. `Folder` is what prepare.py wrote.
+Of llmserve, only data and numpy code is used here. `Folder` is what prepare.py wrote.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 _CHUNK = 64 << 20  # bytes of one copy to the device
 
 
-class Missing(Exception):
-    """There is nothing here to run on; the words say why."""
+class NoDevice(Exception):
+    """There is no device to run on here; the message says why."""
 
 
 class Folder:
@@ -30,7 +30,7 @@ class Folder:
         self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
 
     def device(self) -> Any:
-        """TVM's device, its runtime loaded from the folder. Raises Missing, and RuntimeError for too old a driver."""
+        """TVM's device, its runtime loaded from the folder. Raises NoDevice, and RuntimeError for too old a driver."""
         kind = self.manifest["device"]
         if kind == "cuda":
             _cuda_driver()
@@ -48,15 +48,15 @@ class Folder:
         try:
             there = bool(device.exist)
         except (RuntimeError, ValueError) as error:
-            raise Missing(f"the {kind} device does not start: {str(error).splitlines()[0]}") from error
+            raise NoDevice(f"the {kind} device does not start: {str(error).splitlines()[0]}") from error
         if not there and kind == "cuda":
             raise RuntimeError("NVIDIA's driver finds a GPU, and CUDA 13 cannot use it: it must be 580 or later")
         if not there:
-            raise Missing(f"there is no {kind} device")
+            raise NoDevice(f"there is no {kind} device")
         return device
 
     def describe(self, device: Any) -> dict[str, Any]:
-        """What is known of the device, for the report."""
+        """The facts about the device, for the report."""
         if self.manifest["device"] != "cuda":
             import tvm_ffi
 
@@ -84,10 +84,10 @@ def _cuda_driver() -> None:
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        raise Missing("there is no NVIDIA driver (libcuda.so.1)") from None
+        raise NoDevice("there is no NVIDIA driver (libcuda.so.1)") from None
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        raise Missing("NVIDIA's driver finds no GPU")
+        raise NoDevice("NVIDIA's driver finds no GPU")
 
 
 def load(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What `transformers` makes of a checkpoint in float32, in a process of its own: TVM and PyTorch need not share one.
+"""Expected logits of a checkpoint, by `transformers` in float32, in a process of its own, without TVM.
 
 python -m benchmarks.gpu.expected CHECKPOINT OUTPUT.npz GREEDY PROMPT [PROMPT ...]
 """

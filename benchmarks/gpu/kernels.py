@@ -1,4 +1,4 @@
-"""Compiles the cases of cases.py into libraries. The side with a compiler; needs no GPU."""
+"""Libraries of the cases of cases.py: their kernels, compiled. The side with a compiler; needs no GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A compiled model on a GPU without the engine: plans written out by hand, one call of `step` for each.
 
-This is the compiled side's contract (`llmserve.kernels.base.Batch`) and nothing of the scheduler's.
+It uses the compiled model's interface (`llmserve.kernels.base.Batch`) and nothing of the scheduler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What each kernel must compute, in float64 numpy, and how far from it a correct result may be.
+"""Oracles of the GPU kernels in float64 numpy, and the errors that a correct result may have.
 
-Every check makes its inputs, calls the kernel and returns the largest error as a fraction of what is allowed: right is
-what is at most 1. Only numpy and the storage formats' own arithmetic; the same code runs wherever the kernels do.
+Every check makes its inputs, calls the kernel and returns the largest error as a fraction of what is allowed: up to 1
+is correct. Only numpy and the storage formats' own arithmetic; the same code runs wherever the kernels do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles everything that `make gpu` checks and measures, on a machine that needs no GPU, into one folder to carry.
+"""The preparation of `make gpu` on a machine without a GPU: everything that it runs, compiled into one folder to carry.
 
     python -m benchmarks.gpu.prepare --device cuda --arch sm_90
 
@@ -224,7 +224,7 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
 
 
 def _facts(build: Any) -> dict[str, Any]:
-    """What the time of a step is compared with: bytes that it reads, and weights that each token is multiplied with."""
+    """The numbers behind a step's time: bytes that it reads, and weights that each token is multiplied with."""
     sizes = {
         name: int(np.prod(p.shape)) * np.dtype(str(p.dtype)).itemsize for name, p in build.model.named_parameters()
     }

@@ -1,4 +1,4 @@
-"""Checks and measures this machine's GPU with a folder that prepare.py made: every kernel, whole models, speed.
+"""The checks and measurements of this machine's GPU, by a folder of prepare.py: every kernel, whole models, speed.
 
     python3 benchmarks/gpu/run.py [--folder build/gpu/cuda-sm_90]
 
@@ -32,7 +32,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def items(manifest: dict[str, Any]) -> dict[str, list[str]]:
-    """What there is to do, by the process that does it, in order."""
+    """The items to run, by the process that runs them, in order."""
     names: list[str] = [case["name"] for case in manifest["cases"]]
     timed = [name for name in names if name.startswith("timed_linear")]
     streams = [name for name in names if name.startswith("timed_stream")]
@@ -81,7 +81,7 @@ class Worker:
             self._words = [*self._words[-20:], line.strip()]
 
     def events(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """What it says, until it ends, hangs or `deadline` (of time.monotonic) has passed; it has ended afterwards."""
+        """Its events, until it ends, hangs or `deadline` (of time.monotonic) has passed; then it has ended."""
         reason = ""
         try:
             while True:

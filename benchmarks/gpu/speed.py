@@ -1,7 +1,7 @@
-"""What a GPU is capable of, by kernels of ours, and what a model makes of it.
+"""The speed of a GPU by kernels of ours, and of a model on it.
 
-Times are medians by the clock on the wall, see `device.seconds`; bytes and operations are those that the arithmetic
-needs, whatever a kernel reads twice. Weights are random: no time here depends on their values.
+Times are medians of wall-clock time, see `device.seconds`; bytes and operations are those that the arithmetic needs,
+even where a kernel reads something twice. Weights are random: no time here depends on their values.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def linear(function: Any, case: dict[str, Any], device: Any, small: bool) -> Fig
     return figures
 
 
-class Shape:
+class TimedModel:
     """A model of random weights, timed. Pages are made for the largest item that fits."""
 
     def __init__(self, directory: Path, device: Any, facts: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The process that does the work of run.py: items by name, one line of JSON for the beginning and the end of each.
 
-A kernel may crash or hang it, and after an error of a GPU nothing more can be done in a process: then it ends, and
-run.py starts another for what is left. Its packages come from the prepared folder, numpy alone from the machine.
+A kernel may crash or hang it, and after a GPU error a process cannot go on: then it ends, and run.py starts another for
+the remaining items. Its packages come from the prepared folder, numpy alone from the machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def main(path: str, names: list[str]) -> int:
     sys.path[0] = str(Path(path) / "lib")  # instead of this file's directory
     # TVM imports PyTorch where it is installed, and may then want a compiler for what ties them together.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    from benchmarks.gpu.device import Folder, Missing
+    from benchmarks.gpu.device import Folder, NoDevice
 
     folder = Folder(Path(path))
     try:
         device = folder.device()
-    except Missing as error:
+    except NoDevice as error:
         say(missing=str(error))
         return 0
     if not names:
@@ -48,7 +48,7 @@ def main(path: str, names: list[str]) -> int:
 
 
 class Items:
-    """What an item's name stands for; the first word says which kind it is."""
+    """The runner of items by name; the first word of a name is its kind."""
 
     def __init__(self, folder: Any, device: Any) -> None:
         self.folder, self.device = folder, device
@@ -107,7 +107,7 @@ class Items:
         quant, way, *numbers = name.split()
         if quant not in self._shapes:
             directory = self.folder.path / "shapes" / quant
-            self._shapes[quant] = speed.Shape(directory, self.device, self.folder.manifest["shapes"][quant])
+            self._shapes[quant] = speed.TimedModel(directory, self.device, self.folder.manifest["shapes"][quant])
         shape = self._shapes[quant]
         return True, "", getattr(shape, way)(*map(int, numbers))
 

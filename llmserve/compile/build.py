@@ -191,7 +191,7 @@ class Build:
         """The checkpoint, as conversion, calibration and judging on this machine's CPU take it."""
         source = self.source or PlainSource(self.directory, self.raw_config)
         cpu = PLATFORMS["cpu"]
-        # Whatever the model is compiled for: it may be for another machine, and layers are measured in float32.
+        # Not the kernels of the model's platform: that may be another machine's, and layers are measured in float32.
         kernels, target = kernel_set(cpu, self.arch if self.platform is cpu else None, "float32")
         return Subject(self.label, source, self.raw_config, self.family, self.config, kernels, target, cpu.name)
 
@@ -216,7 +216,7 @@ class Build:
         return self.directory if self.converted else self.conversion.into_cache()
 
     def export_weights(self, out: Path) -> None:
-        """The same into a directory of the user's choice, which `serve` takes as a model."""
+        """Writes the weights into a directory of the user's choice, which `serve` takes as a model."""
         if self.converted:
             raise UnsupportedError(
                 f"{self.name} is a converted directory already, in {self.converted.name}; serve it as it is."
@@ -224,7 +224,7 @@ class Build:
         self.conversion.into(out)
 
     def export_mlc(self, out: Path) -> None:
-        """The same as a weight directory of MLC's; beside packed weights float16, or float32 if `quant` says f32.
+        """Writes a weight directory of MLC's; what is not packed is float16, or float32 if `quant` says f32.
 
         Raises UnsupportedError where MLC has no name for the weights' format.
         """

@@ -81,7 +81,7 @@ def is_methods(word: str) -> bool:
 
 
 def needs_text(methods: tuple[str, ...]) -> bool:
-    """Whether these methods look at activations; what does not is done while converting."""
+    """Whether these methods need activations; the others are applied during the conversion."""
     return bool(set(methods) - {"search"})
 
 

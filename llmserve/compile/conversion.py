@@ -74,7 +74,7 @@ class Conversion:
         return path
 
     def into(self, out: Path) -> None:
-        """The same in a directory of the user's choice."""
+        """Converts into a directory of the user's choice."""
         results: dict[str, Any] = {}
         with artifact.landing(out, "weights", self.causes, results) as directory:
             results |= self._into(directory)
@@ -100,7 +100,7 @@ class Conversion:
         return {"bits_per_weight": converted.bits_per_weight} | ({"report": report.json} if report else {})
 
     def _judge(self, directory: Path, plan: ConversionPlan, converted: ConversionReport) -> Report | None:
-        """The report on what has just been converted, if one is wanted and there is something to judge."""
+        """The quality report on the result, if one is wanted and anything was rounded."""
         rounded = any(isinstance(param.storage, GroupFormat) for param in plan.params)
         if self.report is False or not rounded:
             return None

@@ -20,7 +20,7 @@ _CODE_OBJECT = Path(__file__).parents[1] / "backends" / "rocm_code_object.ll"
 
 
 def environment(platform: str, arch: str | None) -> None:
-    """Has TVM compile for a family of GPUs with what `tools.needed` has found. May be called again, for another.
+    """Sets TVM up to compile for a family of GPUs, with the tools of `tools.needed`. May be called again, for another.
 
     Raises what `tools.require` raises, and UnsupportedError for a family that the compiler does not know.
     """

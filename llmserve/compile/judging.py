@@ -118,7 +118,7 @@ def sensitivities(subject: Subject, notify: Notify, data: Path | None = None) ->
 
 
 def measure(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
-    """The same without the cache."""
+    """The sensitivities, measured without the cache."""
     ids = chosen_sequences(subject, data)
     weights = quality.UnquantizedWeights(subject.source, subject.plan(SCHEMES["f32"]))
     with layerwise_model(subject, ids.shape[1]) as layers:

@@ -150,7 +150,7 @@ class LayerProgram:
         return [name.removeprefix(_PREFIX) for name, _ in self._module.whole.floats() if name.startswith(_PREFIX)]
 
     def outer_floats(self) -> list[str]:
-        """Those of the model outside its layers, by their names in the model."""
+        """The norms and tables outside the layers, by their names in the model."""
         return [name for name, _ in self._module.whole.floats() if not name.startswith(_PREFIX)]
 
     def folds(self) -> list[Fold]:
@@ -208,7 +208,7 @@ class LayerProgram:
         return out
 
     def inputs(self, x: Array, length: int) -> list[Array]:
-        """What each matrix is multiplied with, [M, in], for x [M, hidden] of whole sequences of `length` tokens."""
+        """The input [M, in] of each matrix, for x [M, hidden] of whole sequences of `length` tokens."""
         return [tensor.numpy() for tensor in self._call("inputs", *self._arguments(x, length))]
 
     def output(self, x: Array, length: int) -> Array:

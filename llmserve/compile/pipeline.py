@@ -32,7 +32,7 @@ def compile_module(module: tvm.IRModule, target: Mapping[str, Any], upper_bounds
 
 
 def build_context() -> tvm.transform.PassContext:
-    """What kernels for GPUs are built under.
+    """The pass context in which GPU kernels are built.
 
     They hold every barrier that they need. TVM's own pass for that does not follow which element a thread touches, and
     refuses what it takes for a barrier under a condition. Without it, buffers must not share memory either: one that a

@@ -23,7 +23,7 @@ class PreparedModel(Protocol):
         """Directory with config.json, tokenizer and chat template."""
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
-        """Makes what is missing. `max_model_len` as in the engine's settings."""
+        """Makes the missing artifacts. `max_model_len` as in the engine's settings."""
 
 
 def prepare(

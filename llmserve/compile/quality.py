@@ -112,7 +112,7 @@ class LayerwiseModel:
         return self.programs[self.kinds[i]]
 
     def set_layer(self, i: int, weights: Weights, replaced: Mapping[str, Array] = {}) -> dict[str, Array]:
-        """Has the layer's program run `weights`, but for `replaced` (names below the layer); returns what it runs."""
+        """Sets the weights of the layer's program, some of them `replaced` (names below the layer); returns them."""
         program = self.program(i)
         names = [*(f"{name}.weight" for name in program.matrices()), *program.floats()]
         names += [f"{name}.bias" for name, matrix in program.matrices().items() if matrix.has_bias]

@@ -28,10 +28,9 @@ from ..toolchain import tvm_version
 from ..weights import embedded, hub
 from .compiled import LIBRARY_FILE, CompiledModel, Interface
 
-# What anything in a note depends on: the sources that make artifacts, those that name them, and the texts that weights
-# are calibrated on.
+# Our own files that a note depends on: the sources that make artifacts, those that name them, and the calibration text.
 _SOURCES = ("artifact.py", "backends", "compile", "data/text", "kernels", "models", "platforms.py", "quant", "weights")
-# What Linux tells of a processor, as far as the choice of kernels depends on it; the latter half is ARM's and RISC-V's.
+# Linux's facts about a processor that the choice of kernels depends on; the second row is of ARM and RISC-V.
 _PROCESSOR = (
     *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features", "isa", "uarch"),
@@ -133,7 +132,7 @@ class RecalledBuild:
     compiled: CompiledModel
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
-        """As a build's; `max_model_len` is what was asked of `recall`."""
+        """The compiled model; `max_model_len` is the one given to `recall`."""
         return self.compiled
 
 
@@ -222,7 +221,7 @@ def remember(
 
 
 def _processor() -> str | None:
-    """A hash of what Linux tells of this machine's processors; None elsewhere."""
+    """A hash of this machine's processors as Linux describes them; None on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     try:
         answer["seconds"], answer["device"] = run(*arguments)
     except Exception as error:
-        # Whatever a driver or compiler throws is the finding, and all that is wanted of it is its first line.
+        # Any error of a driver or compiler is a finding; its first line is reported.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         answer["problem"] = lines[0] if isinstance(error, LLMServeError) else f"{type(error).__name__}: {lines[-1]}"
     print(json.dumps(answer), flush=True)

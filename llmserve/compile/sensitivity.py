@@ -52,7 +52,7 @@ class _Variant:
         self.shapes[name], self.errors[name] = (n, k), errors
 
     def shared(self, harm: float) -> list[Sensitivity]:
-        """The members, with `harm` nats, which is what all do in the smallest format, shared out."""
+        """The members' sensitivities: `harm`, the nats of all of them in the smallest format, divided among them."""
         total = sum(self.errors[name][CHOICES[0].name] for name in self.members) or 1.0
         return [
             Sensitivity(name, self.shapes[name], {fmt: harm * e / total for fmt, e in self.errors[name].items()})

@@ -92,7 +92,7 @@ class _Sharing:
         return var
 
     def _renamed(self, expr: relax.Expr) -> relax.Expr:
-        """The expression with what is known in the place of its variables."""
+        """The expression with the known equivalents in the place of its variables."""
         if isinstance(expr, relax.Var):
             return self._stands_for.get(expr, expr)
         if isinstance(expr, relax.Tuple):
@@ -112,7 +112,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _variables(expr: relax.Expr) -> Iterator[relax.Var]:
-    """Those that the expression reads; programs at this stage nest nothing but tuples."""
+    """The variables that an expression reads; programs at this stage nest nothing but tuples."""
     if isinstance(expr, relax.Var):
         yield expr
     elif isinstance(expr, relax.TupleGetItem):

@@ -35,8 +35,8 @@ class Batch:
 
 
 FUSED_ACTIVATIONS = ("silu", "gelu_tanh")
-"""What `gated` computes in one pass: x / (1 + e⁻ˣ), and ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks & Gimpel 2016).
-Any other activation is made of plain operators (models/activations.py)."""
+"""The activations of `gated`: x / (1 + e⁻ˣ), and ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks & Gimpel 2016). Any
+other is made of plain operators (models/activations.py)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Weight(Protocol):
         """Parameter suffix → (shape, dtype) of this layout."""
 
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """From storage (`q_weight` and `q_scale`, or `weight`; `bias`) to `params`."""
+        """Storage (`q_weight` and `q_scale`, or `weight`; `bias`) → `params`."""
 
     def matmul(self, x: Tensor, params: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
         """x [M, in] → x Wᵀ + b [M, out], written into the caller's `out` if there is one."""

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Argument:
-    """One array of a step. `sizes` are numbers, or words for what differs by call or by model."""
+    """One array of a step. `sizes` are numbers, or words where they differ by call or by model."""
 
     name: str
     sizes: tuple[str | int, ...]

@@ -100,7 +100,7 @@ class CausalLM(nn.Module):
 
     @property
     def attention_shape(self) -> AttentionShape:
-        """That of the first layer; layers differ in windows and rotary tables only."""
+        """The first layer's shape; layers differ in windows and rotary tables only."""
         shape: AttentionShape = self.model.layers[0].self_attn.shape
         return shape
 
@@ -175,7 +175,7 @@ class CausalLM(nn.Module):
 
 
 def spec_of(module: nn.Module, entries: Mapping[str, Mapping[str, Any]], config: DecoderConfig) -> nn.spec.ModuleSpec:
-    """The spec of a module's entry points, with what each has beside the rows of its table."""
+    """The spec of a module's entry points, with the arguments that each has beside the rows of its table."""
     known = {
         "vocab_size": config.vocab_size,
         "mask_words": -(-config.vocab_size // 32),
@@ -223,7 +223,7 @@ def read_family(raw: Mapping[str, Any], source: str = "config.json") -> tuple[Fa
 
 
 def text_config(raw: Mapping[str, Any], source: str = "config.json") -> tuple[Mapping[str, Any], str]:
-    """The config of the decoder: that of a multimodal model's text part, else the whole. Of what both levels say, the
+    """The config of the decoder: that of a multimodal model's text part, else the whole. Of keys at both levels, the
     outer `tie_word_embeddings` counts, as in the reference."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in WRAPPERS:

@@ -57,16 +57,16 @@ class ConfigKeys:
         return self.raw.get(name) is not None
 
     def filled(self, **defaults: Any) -> ConfigKeys:
-        """The same with defaults for keys that are absent or null."""
+        """A copy with defaults for keys that are absent or null."""
         missing = {name: value for name, value in defaults.items() if not self.has(name)}
         return ConfigKeys({**self.raw, **missing}, self.source)
 
     def assumed(self, **defaults: Any) -> ConfigKeys:
-        """The same with defaults for keys that are absent; null, which for some keys means "none", stays."""
+        """A copy with defaults for keys that are absent; null, which for some keys means "none", stays."""
         return ConfigKeys({**defaults, **self.raw}, self.source)
 
     def renamed(self, **names: str) -> ConfigKeys:
-        """The same with keys under the names that most families use: `hidden_size="n_embd"` reads n_embd as it."""
+        """A copy with keys under the names that most families use: `hidden_size="n_embd"` reads n_embd as it."""
         moved = {ours: self.raw[theirs] for ours, theirs in names.items() if self.has(theirs)}
         return ConfigKeys({**self.raw, **moved}, self.source)
 
@@ -193,7 +193,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What a layer may have of its own. Layers of one kind are computed by the same code.
+    """The settings that differ between layers. Layers of one kind are computed by the same code.
 
     `window`: keys that a query sees, 0 for all. `rope`: which of the config's rotary tables, None for none.
     """
@@ -295,12 +295,12 @@ class DecoderConfig:
         )
 
     def one_layer(self, kind: LayerKind) -> DecoderConfig:
-        """The same model with a single layer of this kind."""
+        """The config of the same model with a single layer of this kind."""
         return replace(self, num_layers=1, layers=(kind,))
 
 
 def head_dimension(keys: ConfigKeys) -> int:
-    """`head_dim`, or what hidden_size leaves for each head."""
+    """`head_dim`, or hidden_size divided by the number of heads."""
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not keys.has("head_dim") and hidden % heads:
         raise ConfigError(

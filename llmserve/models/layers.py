@@ -65,7 +65,7 @@ class Attention(nn.Module):
         return self.o_proj(x), residual
 
     def attend(self, qkv: Tensor, batch: Batch, pages: Tensor) -> Tensor:
-        """qkv [M, (heads + 2 kv_heads) * D] → what `o_proj` takes [M, heads * D]; keys and values go to the pages."""
+        """qkv [M, (heads + 2 kv_heads) * D] → the input of `o_proj` [M, heads * D]; keys and values go to the pages."""
         norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else ()
         q, pages = active().rope_append(self.prepare(qkv, batch), norms, self.eps, batch, pages, self.shape)
         return active().attention(self.temper(q, batch), batch, pages, self.shape, self.scale)
@@ -211,7 +211,7 @@ class DecoderLayer(nn.Module):
         return scaled(x if norm is None else norm(x), self.residual_scale)
 
     def folds(self) -> Iterator[Fold]:
-        """What calibration may scale without a change of the layer's output."""
+        """The channels that calibration may scale without a change of the layer's output."""
         width = np.arange(self.self_attn.qkv_proj.in_features)
         for norm, matrix in ((self.NORMS[0], "self_attn.qkv_proj"), (self.NORMS[2], f"mlp.{self.MLP.first}")):
             if norm is not None and getattr(self, norm).kind.weight:

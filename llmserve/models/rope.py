@@ -26,7 +26,7 @@ def tables(config: DecoderConfig, length: int) -> tuple[Array, Array]:
 
 
 def tables_of(frequencies: list[Frequencies], length: int) -> tuple[Array, Array]:
-    """The same from the result of `inverse_frequencies`."""
+    """(cos, sin) as `tables`, from the result of `inverse_frequencies`."""
     cos, sin = [], []
     for own, factor in frequencies:
         angles = np.arange(length, dtype=np.float32)[:, None] * own[None, :]
@@ -37,9 +37,9 @@ def tables_of(frequencies: list[Frequencies], length: int) -> tuple[Array, Array
 
 
 def inverse_frequencies(config: DecoderConfig, length: int) -> list[Frequencies]:
-    """Those of each of the config's tables, or of one that turns nothing if it has none.
+    """The frequencies of each of the config's tables, or of one table that rotates nothing if it has none.
 
-    `length`, the longest context served, matters to `dynamic` and `longrope` only: what they depend on is fixed for
+    `length`, the longest context served, matters to `dynamic` and `longrope` only: their frequencies are fixed for
     that length instead of changing as a sequence grows, so that cached keys stay valid.
     """
     found = []
@@ -60,7 +60,8 @@ def natural_context(config: DecoderConfig) -> int:
 
 
 def pairing(head_dim: int, rotary_dim: int, interleaved: bool) -> npt.NDArray[np.int64]:
-    """Where a head's elements come from, so that rotating pairs (i, i + head_dim / 2) is the model's own rotation.
+    """The order of a head's elements (places in the checkpoint) in which rotating pairs (i, i + head_dim / 2) is the
+    model's own rotation.
 
     The model turns the first `rotary_dim` elements, as pairs (i, i + rotary_dim / 2), or (2i, 2i + 1) if `interleaved`.
     Queries and keys that are both put into this order have the same products as before; the pairs that do not turn come

@@ -84,7 +84,7 @@ def factor(hessian: Array, group_size: int, damping: float = DAMPING) -> Factor:
 def quantize(
     w: npt.NDArray[Any], fmt: GroupFormat, factored: Factor, threads: int = 1
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float16], float]:
-    """Quantizes float weights [N, K] to what `group.quantize` returns, and the error Σ D · e² that is left.
+    """Quantizes float weights [N, K] as `group.quantize` does; returns also the error Σ D · e² that is left.
 
     Raises CheckpointError for NaN, infinity, and groups whose scale overflows float16.
     """

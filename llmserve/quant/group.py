@@ -82,12 +82,12 @@ INT4 = GroupFormat("int4", bits=4, group_size=32)
 INT4_ZERO = GroupFormat("int4z", bits=4, group_size=32, zero_point=True)
 INT8 = GroupFormat("int8", bits=8, group_size=32)
 FORMATS = {fmt.name: fmt for fmt in (INT3, INT3_X40, INT4, INT8)}
-"""What float weights can be rounded to; INT4_ZERO only takes over weights that were quantized elsewhere."""
+"""The formats that float weights can be rounded to; INT4_ZERO only takes over weights that were quantized elsewhere."""
 ALL_FORMATS = {**FORMATS, INT4_ZERO.name: INT4_ZERO}
-"""What weights can be stored as."""
+"""The formats that weights can be stored in."""
 
 Storage = GroupFormat | str
-"""How a weight is stored: a group format, or a float dtype's name ("float32", "float16")."""
+"""The storage of a weight: a group format, or a float dtype's name ("float32", "float16")."""
 
 
 def as_float32(w: Array) -> npt.NDArray[np.float32]:

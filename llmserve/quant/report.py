@@ -47,7 +47,7 @@ class Comparison:
     def add(
         self, reference: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], targets: npt.NDArray[np.integer]
     ) -> None:
-        """Logits [R, vocab] of the unquantized and the quantized model at the same positions; what came next [R]."""
+        """Logits [R, vocab] of the unquantized and the quantized model at the same positions; the next tokens [R]."""
         step = max(1, _CELLS // reference.shape[1])
         for at in range(0, len(targets), step):
             self._add(reference[at : at + step], logits[at : at + step], targets[at : at + step])
@@ -130,7 +130,7 @@ class Report:
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Report:
-        """From JSON. Raises KeyError or TypeError for what is no report."""
+        """From JSON. Raises KeyError or TypeError where it is no report."""
         return cls(**{**raw, "matrices": tuple(MatrixError(**row) for row in raw["matrices"])})
 
     @property
@@ -143,7 +143,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on what is bad, and what may help."""
+        """Sentences on bad figures, and on settings that may help."""
         if self.failure:
             return [f"These weights could not be judged: {self.failure}."]
         figures, found = self.figures, []
@@ -188,7 +188,7 @@ class Report:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """For a line of `llmserve list`: what a manifest's results say of quality, in brackets, or ""."""
+    """The quality in a manifest's results, in brackets for a line of `llmserve list`; "" if there is none."""
     try:
         return f"  ({Report.read(results['report']).short})"
     except (KeyError, TypeError, AttributeError):  # no report, or one of another version

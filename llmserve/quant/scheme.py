@@ -75,7 +75,7 @@ SCHEMES: Mapping[str, Scheme] = {
         Scheme("f32", "float32", "float32"),
     )
 }
-# What `--quant` takes beside full names → the name's pattern, by compute dtype.
+# Short names of `--quant` → the full name's pattern, by compute dtype.
 SHORT_NAMES = {"q4": "q4{}_1", "q3": "q3{}_g32", "q8": "q8{}_1", "none": "{}"}
 
 
@@ -99,7 +99,7 @@ def choose(name: str, compute_dtype: str) -> Scheme:
 
 
 def restored(stored: Mapping[str, Any], compute_dtype: str) -> Scheme:
-    """The scheme of weights that were converted before, from what `Scheme.stored` put into their manifest.
+    """The scheme of weights that were converted before, from the entries of `Scheme.stored` in their manifest.
 
     Raises ArtifactError for a storage that this version does not know.
     """

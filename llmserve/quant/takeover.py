@@ -113,7 +113,7 @@ def holders(fmt: GroupFormat) -> tuple[GroupFormat, ...]:
 
 
 def widest(formats: Iterable[GroupFormat]) -> GroupFormat | None:
-    """The format that holds what any of `formats` holds, None where their groups differ."""
+    """The format that holds all grids of all `formats`; None where their groups differ."""
     several = set(formats)
     if len(several) == 1:
         return several.pop()
@@ -121,7 +121,7 @@ def widest(formats: Iterable[GroupFormat]) -> GroupFormat | None:
 
 
 def _ways(fmt: GroupFormat, bits: int, zeros: Array) -> tuple[Array, Array]:
-    """Which groups `fmt` holds by moving them, and which upside down: bool, of the shape of `zeros`."""
+    """(groups that `fmt` holds shifted, groups that it holds negated): bool, of the shape of `zeros`."""
     z, top, room = zeros.astype(np.int32), (1 << bits) - 1, (1 << fmt.bits) - 1
     shift = fmt.max_int - z
     turned = fmt.max_int + z

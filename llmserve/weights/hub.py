@@ -133,7 +133,7 @@ def _final_error(error: Exception, repo: str, revision: str | None) -> str | Non
 
 
 def _is_network(error: Exception) -> bool:
-    """Hub versions differ in their HTTP client; what they share is that its errors are OSErrors or carry its name."""
+    """Hub versions differ in their HTTP client; all clients' errors are OSErrors or have the client's name."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
 
 

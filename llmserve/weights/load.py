@@ -28,7 +28,7 @@ _ahead: dict[Path, Future[mmap.mmap]] = {}
 
 
 def read_ahead(path: str | Path) -> None:
-    """Begins to read what `load_params(path, resident=True)` is about to be asked for, which then takes it over.
+    """Begins to read the params of `path`; a later `load_params(path, resident=True)` takes them over.
 
     For a start, which has much to import meanwhile. Errors wait until then too.
     """
@@ -116,7 +116,7 @@ def huge_bytes(areas: Iterable[str], start: int, end: int) -> int:
 
 
 def _read(file: Path) -> mmap.mmap:
-    """The file in memory of its own, read in parts by a few threads: what takes time is getting the memory."""
+    """The file in memory of its own, read in parts by a few threads: getting memory takes most of the time."""
     memory = huge_memory(file.stat().st_size)
 
     def read(start: int) -> int:

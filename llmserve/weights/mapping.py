@@ -19,7 +19,7 @@ IGNORED = (
     *("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_emb.sin_cached"),
     *("*.self_attn.masked_bias", "*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.attention.masked_bias"),
 )
-# What belongs to other parts of a model than its decoder, and is left unread.
+# Tensors of other parts of a model than its decoder, which are left unread.
 OTHER_PARTS = (
     *("vision_tower.*", "model.vision_tower.*", "vision_model.*", "visual.*", "model.visual.*"),
     *("audio_tower.*", "model.audio_tower.*", "*embed_vision.*", "*embed_audio.*"),
@@ -91,7 +91,7 @@ Rule = Fuse | Add | Transpose
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A parameter, the checkpoint tensors whose rows it is made of, and what becomes of their numbers."""
+    """A parameter, the checkpoint tensors whose rows it is made of, and the changes to their numbers."""
 
     name: str
     sources: tuple[str, ...]
@@ -123,7 +123,7 @@ def map_weights(
 
 
 def found_name(name: str, available: Collection[str]) -> str:
-    """How a checkpoint spells a tensor's name; the name itself if the tensor is not there under any."""
+    """A tensor's name as the checkpoint spells it; the name itself if the tensor is not there under any."""
     if name in available:
         return name
     spelled = (theirs + name[len(ours) :] for ours, theirs in _SPELLINGS if name.startswith(ours))

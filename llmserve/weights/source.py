@@ -81,7 +81,7 @@ class Source(ABC):
         """Rows [start, stop) in floats; a vector [N] counts as [N, 1]."""
 
     def packed(self, name: str) -> Packed | None:
-        """How a tensor is packed; None if it is floats."""
+        """The packing of a tensor; None if it is floats."""
         return None
 
     def read_grid(self, name: str, start: int, stop: int) -> Grid:
@@ -140,7 +140,7 @@ def same_rows(source: Source, one: str, other: str, sample: int = 64) -> bool:
 
 
 def copy_companions(path: Path, out: Path) -> None:
-    """Copies what belongs to a model beside its weights from one directory to another."""
+    """Copies a model's files other than its weights from one directory to another."""
     for pattern in COMPANIONS:
         for file in path.glob(pattern):
             if not file.name.endswith(".index.json") and file.name not in _NOT_COMPANIONS:

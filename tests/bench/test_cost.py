@@ -9,8 +9,8 @@ import cost
 import numpy as np
 import pytest
 import samples
-from cost import BEGIN, END, Call, Line, Trace, Work, described, summed, table, written
-from samples import Patience
+from cost import BEGIN, END, KernelCall, Line, StepSizes, Trace, described, summed, table, written
+from samples import QuietWait
 
 from llmserve.bench.engine import EngineBench
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
@@ -57,7 +57,7 @@ def test_operators_and_sizes(bench: EngineBench) -> None:
 
 def test_a_prompts_rows_share_the_keys_that_they_read() -> None:
     q = np.zeros((16, 64), np.float32)
-    work = Work(np.arange(16), token_bytes=256, vocab=100)
+    work = StepSizes(np.arange(16), token_bytes=256, vocab=100)
     call = described("attention3", print, (q, q), work)
     assert call.operator == "attention"
     assert call.nbytes == 2 * q.nbytes + 16 * 256
@@ -66,12 +66,12 @@ def test_a_prompts_rows_share_the_keys_that_they_read() -> None:
 
 def test_decoding_rows_each_read_their_own() -> None:
     q = np.zeros((2, 64), np.float32)
-    call = described("attention", print, (q, q), Work(np.array([9, 9]), 256, 100))
+    call = described("attention", print, (q, q), StepSizes(np.array([9, 9]), 256, 100))
     assert call.nbytes == 2 * q.nbytes + 20 * 256
 
 
 def test_lines_add_up() -> None:
-    calls = [Call("a", 10, 4, print, ()), Call("b", 5, 0, print, ()), Call("a", 10, 4, print, ())]
+    calls = [KernelCall("a", 10, 4, print, ()), KernelCall("b", 5, 0, print, ()), KernelCall("a", 10, 4, print, ())]
     assert summed(calls, [1.0, 3.0, 1.0]) == [Line("b", 1, 3.0, 5, 0), Line("a", 2, 2.0, 20, 8)]
 
 
@@ -100,10 +100,10 @@ def test_what_was_disturbed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         def cores(self) -> float:
             return 1e9  # so many that the shortest sample has to notice
 
-    assert cost.Watch(Patience(0))(lambda: 7) == 7
+    assert cost.QuietTimer(QuietWait(0))(lambda: 7) == 7
     monkeypatch.setattr(samples, "Bystanders", Crowd)
-    watch = cost.Watch(Patience(0))
-    assert watch(lambda: 7) == 7
+    timer = cost.QuietTimer(QuietWait(0))
+    assert timer(lambda: 7) == 7
     monkeypatch.undo()
-    watch(lambda: 8)
-    assert not watch.undisturbed, "one measurement in company is enough"
+    timer(lambda: 8)
+    assert not timer.undisturbed, "one measurement in company is enough"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import samples
 from contention import SHARE_WANTED, Spinners, beside, kept
-from samples import Job, Patience, Sample, best, in_turns, medians
+from samples import Job, QuietWait, Sample, best, in_turns, medians
 
 from llmserve.bench import host
 
@@ -83,7 +83,7 @@ def test_a_sample_is_taken_again_until_nobody_disturbs_it(
     slow_clock(monkeypatch)
     log: list[str] = []
     asked = machine(0.0, 0.9, 0.0, 0.8, 0.0, 0.0)  # waiting, then the sample, in turns
-    taken = Patience(100).sample(counting("a", log))
+    taken = QuietWait(100).sample(counting("a", log))
     assert [s.undisturbed for s in taken] == [False, False, True]
     assert medians(taken) == {"rate": 3.0}
     assert {(), (7,)} >= set(asked.pids) and (7,) in asked.pids, "the job's own work is nobody else's"
@@ -92,7 +92,7 @@ def test_a_sample_is_taken_again_until_nobody_disturbs_it(
 def test_patience_ends(machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
     slow_clock(monkeypatch)
     machine(*[0.9] * 1000)
-    patience, log = Patience(5), list[str]()
+    patience, log = QuietWait(5), list[str]()
     assert not any(s.undisturbed for s in patience.sample(counting("a", log)))
     assert patience.exhausted
     before = len(log)
@@ -104,7 +104,7 @@ def test_turns_go_there_and_back(machine: Callable[..., Machine]) -> None:
     machine()
     log: list[str] = []
     a, b = counting("a", log), counting("b", log)
-    record = in_turns([[a, b]], 3, Patience(0))
+    record = in_turns([[a, b]], 3, QuietWait(0))
     assert log == ["a", "b", "b", "a", "a", "b"]
     assert {name: len(its) for name, its in record.items()} == {"a": 3, "b": 3}
 

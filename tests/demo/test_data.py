@@ -11,8 +11,10 @@ import pytest
 
 from demo.data import answer_marks, held_out_lines, make, rendered, template
 from demo.evaluate import parsed, table, wanted
-from demo.families import BY_NAME, FAMILIES, held_out_item, training_conversations, training_item
+from demo.families import FAMILIES, held_out_item, training_conversations, training_item
 from demo.items import is_held_out
+
+BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def test_the_same_bytes_each_time(tmp_path):

@@ -14,7 +14,7 @@ torch = package("torch", "training")
 
 from demo.data import make  # noqa: E402
 from demo.model import Llama, Shape  # noqa: E402
-from demo.train import Recipe, Source, batches, train, write_checkpoint  # noqa: E402
+from demo.train import BatchSource, Recipe, batches, train, write_checkpoint  # noqa: E402
 
 TINY = Shape(hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16)
 
@@ -45,7 +45,7 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch):
 
 
 def test_every_row_comes_once_in_an_epoch(data):
-    source = Source(data / "chats", 1024, 0)
+    source = BatchSource(data / "chats", 1024, 0)
     seen = sorted(row for batch in source._epoch_batches() for row in batch)
     assert seen == list(range(len(source.ends)))
 

@@ -214,7 +214,7 @@ def paged_attention(name: str, shape: AttentionShape, isa: Isa, scale: float) ->
         def _softmax(
             r: int, first_key: Any, limit: Any, score: Any, peak: Any, total: Any, fresh: Any, decay: Any
         ) -> None:
-            """Turn a row's scores into weights under the running maximum; what is there must decay by as much."""
+            """Turn a row's scores into weights under the running maximum; earlier sums decay by the same factor."""
 
             def seen(v: int) -> Any:
                 key = T.Broadcast(first_key + v, lanes) + T.ramp(T.int32(0), T.int32(1), lanes)

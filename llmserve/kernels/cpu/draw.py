@@ -22,7 +22,7 @@ _SLACK = 2.0**-10  # of a mass: more than sums of a row are off by
 _LEAST = 2.0**-120
 
 Amount = Callable[[Any, Any], Any]
-"""(bits, weights) → what each adds to a sum, vectors."""
+"""(bits, weights) → the terms that they add to a sum, vectors."""
 
 
 def bits_of(value: Any, lanes: int) -> Any:
@@ -73,7 +73,7 @@ class Drawing:
             self._pick(row, uniform, border, last)
 
     def _filter(self, row: Any, top_k: Any, top_p: Any, min_p: Any, border: Any, last: Any) -> None:
-        """Sets `border` and `last`, and the blocks' masses to those of what stays."""
+        """Sets `border` and `last`, and the blocks' masses to those of the kept weights."""
         base, wanted, ties, before = scratch(1), scratch(1), scratch(1, "int32"), scratch(2, "int32")
         sums = scratch(PROBES)
         put(ties, i32(self.vocab), 0)
@@ -98,7 +98,7 @@ class Drawing:
             put(wanted, top_p * base[0], 0)
             put(before, border[0], 0)
             put(before, ties[0], 1)
-            # What is below this comes to less than what top_p leaves out.
+            # All weights below this are less than the mass that top_p leaves out.
             start = T.max(f32(1 - _SLACK) - top_p, f32(0)) * base[0] * f32(1 / self.vocab)
             put(border, T.max(border[0], bits_of(start, 1)), 0)
             self._search(border, wanted, self._probe(row, _itself, sums), sums)
@@ -110,7 +110,7 @@ class Drawing:
         self._settle(row, border, ties, last)
 
     def _settle(self, row: Any, border: Any, ties: Any, last: Any) -> None:
-        """The masses of what stays, and the id of the last of `ties` weights that equal the border."""
+        """The masses of the kept weights, and the id of the last of `ties` weights that equal the border."""
         seen, at, sums = scratch(1, "int32"), scratch(1, "int32"), scratch(2)
         put(seen, i32(0), 0)
         with T.serial(self._blocks) as index, T.If(self.maxima[row, index] < border[0]):

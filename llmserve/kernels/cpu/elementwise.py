@@ -20,7 +20,7 @@ from .vector_math import tanh
 
 
 def prologue_alone(name: str, width: int, isa: Isa, prologue: Prologue) -> PrimFunc:
-    """y float32 [M, width]: what a prologue gives, without a product. Arguments: its inputs, y, its outputs."""
+    """y float32 [M, width]: the result of a prologue, without a product. Arguments: its inputs, y, its outputs."""
     lanes = math.gcd(isa.lanes, width)
 
     def body() -> None:
@@ -85,7 +85,7 @@ def float_rows(name: str, n: int, k: int, dtype: str, isa: Isa) -> PrimFunc:
 
 
 def take_rows(name: str, widths: tuple[int, int], isa: Isa) -> PrimFunc:
-    """The same rows of two tensors: x, r float32 [M, its width], rows int32 [R], x[rows], r[rows]."""
+    """Gathers the same rows of two tensors: x, r float32 [M, its width], rows int32 [R], x[rows], r[rows]."""
 
     def body() -> None:
         m, count = T.int64(), T.int64()

@@ -43,8 +43,8 @@ class Isa:
     pair_shifts: bool = False
 
     def centre(self, fmt: GroupFormat) -> int:
-        """What `dot` subtracts from each weight. It is not the format's own offset: 8 bits less 127 do not fit int8,
-        less 128 they do. The caller makes up the difference by the activations' sum."""
+        """The number that `dot` subtracts from each weight. It is not the format's own offset: 8 bits less 127 do not
+        fit int8, less 128 they do. The caller corrects the difference by the activations' sum."""
         return 0
 
     def acc_dtype(self, fmt: GroupFormat) -> str:

@@ -112,8 +112,8 @@ def quantized_linear(
         raise ValueError(f"a quantized linear needs a multiple of {LANES} inputs, got {k}")
     groups, shared, steps, rows = fmt.groups(k), shared_groups(fmt), layout.steps(fmt), isa.rows
     count, in_dot = layout.tiles(n, rows), isa.centre(fmt)
-    # What weights count from, as far as the dot product has not subtracted it, times the sum of activations is taken
-    # off; where each group has a zero point of its own, the sum is kept as it is.
+    # The weights' offset, as far as the dot product has not subtracted it, times the sum of activations is subtracted;
+    # where each group has a zero point of its own, the sum is kept as it is.
     offset = 1 if fmt.zero_point else fmt.max_int - in_dot
 
     def body() -> None:

@@ -31,7 +31,7 @@ Bits = Callable[[Any, int], Any]
 
 
 def scratch_shapes(rows: Any, vocab: int) -> tuple[tuple[tuple[Any, Any], str], ...]:
-    """(shape, dtype) of what `sample` works in: a row's values, and the maxima and masses of its blocks."""
+    """(shape, dtype) of the scratch of `sample`: a row's values, and the maxima and masses of its blocks."""
     blocks = -(-vocab // BLOCK)
     return ((rows, blocks * BLOCK), "int32"), ((rows, blocks), "int32"), ((rows, blocks), "float32")
 
@@ -83,7 +83,7 @@ def sample(name: str, vocab: int, isa: Isa) -> PrimFunc:
             each_row(rows * groups, go)
 
         def copy(row: Any, index: Any, count: Any) -> None:
-            """A block of the row into `work`, what its mask rules out banned."""
+            """A block of the row into `work`, with the ids that the mask excludes banned."""
             mask = limits[row, 1]
 
             def move(at: Any, lanes: int, masked: bool) -> None:

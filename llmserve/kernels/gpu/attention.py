@@ -323,7 +323,7 @@ def _walk(
         base = start + step * key_count
 
         def find_slot(index: Any) -> None:
-            # What lies past the end may be anything, even what is not a number: the last key stands in for it.
+            # Memory past the end may hold anything, even NaN: the last key is read in its place.
             key = T.min(base + index, stop - 1)
             put(slots, t.values[table + key // size] * size + key % size, index)
 

@@ -25,7 +25,7 @@ _SLACK = 2.0**-10  # of a mass: more than sums of a row are off by
 _LEAST = 2.0**-120
 
 Amount = Callable[[Any], Any]
-"""Bits of a weight → what it adds to a sum."""
+"""Bits of a weight → the term that it adds to a sum."""
 
 
 def bits_of(value: Any) -> Any:
@@ -101,7 +101,7 @@ class Drawing:
         self._pick(uniform, border[0], last[0], chosen)
 
     def _filter(self, top_k: Any, top_p: Any, min_p: Any, border: Any, last: Any) -> None:
-        """Sets `border` and `last`, and the chunks' masses to those of what stays."""
+        """Sets `border` and `last`, and the chunks' masses to those of the kept weights."""
         base, wanted, ties, before, sums = local(1), local(1), local(1, "int32"), local(2, "int32"), local(PROBES)
         put(ties, i32(self.vocab), 0)
         put(base, self._total(), 0)
@@ -124,7 +124,7 @@ class Drawing:
             put(wanted, top_p * base[0], 0)
             put(before, border[0], 0)
             put(before, ties[0], 1)
-            # What is below this comes to less than what top_p leaves out.
+            # All weights below this are less than the mass that top_p leaves out.
             start = T.max(f32(1 - _SLACK) - top_p, f32(0)) * base[0] * f32(1 / self.vocab)
             put(border, T.max(border[0], bits_of(start)), 0)
             self._search(border, wanted, self._probe(float_of, sums), sums)
@@ -136,7 +136,7 @@ class Drawing:
         self._settle(border[0], ties[0], last)
 
     def _settle(self, border: Any, ties: Any, last: Any) -> None:
-        """The masses of what stays, and the id of the last of `ties` weights that equal the border."""
+        """The masses of the kept weights, and the id of the last of `ties` weights that equal the border."""
         together = self.threads // PART  # chunks, with PART threads each
         lane = self.thread % PART
         above, equal = local(1), local(1)

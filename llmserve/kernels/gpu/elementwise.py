@@ -126,7 +126,8 @@ def cap_logits(name: str, width: int, scale: float, cap: float) -> PrimFunc:
 
 
 def take_rows(name: str, widths: tuple[int, int], dtype: str) -> PrimFunc:
-    """The same rows of two tensors: x `dtype` [M, its width], r float32 likewise, rows int32 [R], x[rows], r[rows]."""
+    """Gathers the same rows of two tensors: x `dtype` [M, its width], r float32 likewise, rows int32 [R], x[rows],
+    r[rows]."""
 
     def body() -> None:
         m, count = T.int64(), T.int64()

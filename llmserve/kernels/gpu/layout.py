@@ -74,7 +74,7 @@ class WeightLayout:
         return params
 
     def arrange(self, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """From storage to `params`."""
+        """Storage → `params`."""
         if self.fmt is None:
             return {"w": stored["weight"].astype(self.dtype)}
         out = {"q": stored["q_weight"], "s": stored["q_scale"].astype(self.dtype)}

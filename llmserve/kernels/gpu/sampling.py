@@ -26,7 +26,7 @@ _TINY = 2.0**-120  # weights below are zero, as numbers that small are on some G
 
 
 def scratch_shapes(rows: Any, vocab: int) -> tuple[tuple[tuple[Any, Any], str], ...]:
-    """(shape, dtype) of what `sample` works in: a row's values, the maxima and masses of its chunks, and the first of
+    """(shape, dtype) of the scratch of `sample`: a row's values, the maxima and masses of its chunks, and the first of
     its largest with its bits."""
     chunks = -(-vocab // CHUNK)
     return (

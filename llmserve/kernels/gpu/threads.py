@@ -48,7 +48,7 @@ def held(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """All threads of the block have got here, and see what the others wrote to shared memory."""
+    """All threads of the block have arrived here, and see the others' writes to shared memory."""
     T.evaluate(T.tvm_storage_sync("shared"))
 
 

@@ -68,7 +68,7 @@ def write(weights: Path, config: Mapping[str, Any], quantization: str, out: Path
 
 
 def _tensor(name: str, array: npt.NDArray[Any], quantization: str, model: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """A tensor as MLC has it. What fills up a row's last group is 0 there, and stands for 0 here."""
+    """A tensor as MLC has it. In the padding of a row's last group stored values are 0 there; here weights are 0."""
     fmt = QUANTIZATIONS[quantization]
     if fmt is None or not name.endswith(".q_weight"):
         return array.astype(np.float32 if "f32" in quantization else np.float16, copy=False)

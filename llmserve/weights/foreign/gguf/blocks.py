@@ -55,7 +55,7 @@ class BlockType:
         return self.floats(np.frombuffer(data, self.dtype)).reshape(rows, -1)
 
     def read_grid(self, data: bytes, rows: int) -> Grid:
-        """The same as integers and scales, for types with a grid."""
+        """Whole rows as integers and scales, for types with a grid."""
         assert self.grid is not None
         blocks = np.frombuffer(data, self.dtype)
         u, zero = self.grid(blocks)

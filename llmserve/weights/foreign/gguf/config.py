@@ -64,7 +64,7 @@ def read_config(file: GGUFFile) -> tuple[Architecture, dict[str, Any]]:
 
 
 def pooling(file: GGUFFile) -> str | None:
-    """How the vectors of a text's tokens become one: "mean", "lasttoken", or None where the file does not say."""
+    """The pooling of a text's token vectors: "mean", "lasttoken", or None where the file does not say."""
     key = f"{file.metadata.get('general.architecture')}.pooling_type"
     kind = file.metadata.get(key, 0)
     if kind not in POOLINGS:

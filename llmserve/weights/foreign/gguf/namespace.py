@@ -15,7 +15,7 @@ LIMIT = 1 << 31  # of any number that counts something
 
 
 class Namespace:
-    """The keys of one architecture. What was read is remembered; complaints name file and key."""
+    """The keys of one architecture. The keys that were read are recorded; complaints name file and key."""
 
     def __init__(self, file: GGUFFile, name: str) -> None:
         self.file, self.name = file, name

@@ -69,7 +69,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: Path) -> dict[str, dict
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids of config.json and generation_config.json: what begins a text, and all that may end it."""
+    """The ids of config.json and generation_config.json: the token that begins a text, and all that may end it."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else []
     named = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}

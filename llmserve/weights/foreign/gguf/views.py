@@ -226,7 +226,7 @@ class _Views:
         return found
 
     def _stacked(self, layer: str, kind: str) -> dict[str, View]:
-        """The other way around."""
+        """q, k and v of a file that has them apart, for a checkpoint that has them in one tensor."""
         names = [f"blk.{layer}.{part}.{kind}" for part in _QKV]
         if missing := [name for name in names if name not in self.file.tensors]:
             raise CheckpointError(f"{self.file.path} has no tensor {missing[0]}.")
