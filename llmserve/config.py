@@ -223,13 +223,18 @@ def load_toml(path: str | Path) -> Config:
     return build(Config, values, str(path))
 
 
-def sampling_defaults(checkpoint: str | Path) -> dict[str, float]:
-    """What a checkpoint's generation_config.json recommends for requests that do not say."""
+def sampling_defaults(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint's generation_config.json recommends for requests that do not say, as it stands there.
+
+    Raises ConfigError if it is no JSON object.
+    """
     file = Path(checkpoint) / "generation_config.json"
     try:
         values = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}.") from error
-    return {name: values[name] for name in _SAMPLING_DEFAULTS if isinstance(values.get(name), (int, float))}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a JSON object, not {type(values).__name__}.")
+    return {name: values[name] for name in _SAMPLING_DEFAULTS if values.get(name) is not None}

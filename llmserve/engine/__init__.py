@@ -9,7 +9,7 @@ from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
 from .plan.grammar_spec import Grammar
 from .plan.outputs import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored, TokenLogprob, fold
-from .plan.sampling_params import SamplingParams
+from .plan.sampling_params import SamplingParams, recommended
 from .plan.scheduler_config import SchedulerConfig
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "Scored",
     "TokenLogprob",
     "fold",
+    "recommended",
 ]

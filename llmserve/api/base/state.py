@@ -92,10 +92,7 @@ class Serving:
         """Refuse a prompt that is empty, has unknown tokens or leaves no room for an answer, if one is to come."""
         if not ids:
             raise RequestError("The prompt is empty.", param=param)
-        if not 0 <= min(ids) <= max(ids) < self.tokenizer.vocab_size:
-            raise RequestError(
-                f"The prompt has token ids outside of 0 to {self.tokenizer.vocab_size - 1}.", param=param
-            )
+        self.check_ids(ids, param)
         if len(ids) + answered > self.model.max_model_len:
             why = ", which leaves no room for an answer" if answered else ""
             raise ContextLengthError(
@@ -103,6 +100,11 @@ class Serving:
                 f"{len(ids)}{why}. Please make the {param} shorter.",
                 param=param,
             )
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Refuse token ids that no token has."""
+        if ids and not 0 <= min(ids) <= max(ids) < self.tokenizer.vocab_size:
+            raise RequestError(f"{param} has token ids outside of 0 to {self.tokenizer.vocab_size - 1}.", param=param)
 
     def limited(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> SamplingParams:
         """Refuse what the settings do not allow one request; what it leaves open is bounded by them too."""
@@ -119,6 +121,13 @@ class Serving:
                 raise RequestError(
                     f"This server allows at most {limit} {what}, and {count} were asked for.", param=param
                 )
+        sequences, capacity = len(prompts) * params.n, self.engine.capacity
+        if params.pooling is None and sequences > capacity:
+            raise RequestError(
+                f"This server runs and queues at most {capacity} sequences, and {len(prompts)} prompts with "
+                f"n={params.n} are {sequences}.",
+                param="n",
+            )
         if params.max_tokens is None and config.max_output_tokens is not None and params.pooling is None:
             return replace(params, max_tokens=config.max_output_tokens)
         return params

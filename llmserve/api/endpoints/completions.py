@@ -104,6 +104,8 @@ def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
 
 def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> Prompt:
     tokenizer = serving.tokenizer
+    if isinstance(prompt, list):
+        serving.check_prompt(prompt, "prompt", answered=False)  # before it is decoded
     echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
     if body.suffix:
         ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
@@ -121,5 +123,6 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
     for prompt in prompts:
         serving.check_prompt(prompt.ids, "prompt", answered=params.max_tokens != 0)
     params = replace(params, stop_token_ids=(*params.stop_token_ids, *prompts[0].ends))
+    params = serving.limited([prompt.ids for prompt in prompts], params)  # before a choice is made of each
     reply = TextReply(serving, body, prompts, params)
     return await respond(request, serving, reply, [p.ids for p in prompts], params, stream=bool(body.stream))

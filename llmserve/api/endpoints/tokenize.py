@@ -64,9 +64,7 @@ async def tokenize(body: TokenizeRequest, request: Request, serving: ServingDep)
 async def detokenize(body: DetokenizeRequest, request: Request, serving: ServingDep) -> dict[str, str]:
     """The text of token ids, special tokens included."""
     serving.check_model(body.model)
-    last = serving.tokenizer.vocab_size - 1
-    if not all(0 <= token_id <= last for token_id in body.tokens):
-        raise RequestError(f"tokens has token ids outside of 0 to {last}.", param="tokens")
+    serving.check_ids(body.tokens, "tokens")
     decode = serving.tokenizer.decode
     text = await unless_gone(request.receive, serving.in_thread(lambda: decode(body.tokens, skip_special_tokens=False)))
     return {"prompt": text}
