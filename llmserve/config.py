@@ -126,6 +126,7 @@ class ServerConfig(_Section):
         otlp_endpoint: where spans go, as in "http://localhost:4318/v1/traces"; None makes none. Needs the extra `otel`.
         max_body_bytes: larger request bodies are refused.
         max_json_depth: lists and objects in each other in a request's body.
+        max_json_values: values in it, of lists and objects and these themselves.
         max_output_tokens: tokens that a request may ask for; None is what the context holds.
         max_n: choices per prompt.
         max_prompts: prompts per request.
@@ -156,6 +157,7 @@ class ServerConfig(_Section):
     otlp_endpoint: str | None = None
     max_body_bytes: Size = 16 * 2**20
     max_json_depth: int = Field(default=128, gt=0, le=256)
+    max_json_values: int = Field(default=2**19, gt=0)
     max_output_tokens: int | None = Field(default=None, ge=16)  # what /v1/completions gives who does not ask
     max_n: int = Field(default=128, gt=0, le=128)
     max_prompts: int = Field(default=1024, gt=0)

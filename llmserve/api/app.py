@@ -81,6 +81,7 @@ def create_app(
             BodyGuard,
             max_bytes=config.max_body_bytes,
             max_depth=config.max_json_depth,
+            max_values=config.max_json_values,
             seconds=config.body_seconds,
         )
     )

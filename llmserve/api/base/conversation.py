@@ -44,7 +44,7 @@ class Conversation:
         effort = self.variables.get("reasoning_effort")
         return self.variables.get("enable_thinking") is True or effort not in (None, "none")
 
-    def prompt(self, serving: Serving) -> tuple[str, list[int]]:
+    def prompt(self, serving: Serving, param: str = "messages") -> tuple[str, list[int]]:
         """The prompt as text and as tokens. Takes time with long ones; raises RequestError."""
         template, tools = serving.chat_template, self.tools.offered
         if tools and template.available and not template.takes_tools:
@@ -61,7 +61,7 @@ class Conversation:
             continue_final_message=self.continue_final_message,
             variables=self.variables,
         )
-        return text, serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
+        return text, serving.encode(text, param, add_special_tokens=False)  # the template writes its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ async def prepare(
 
     Raises RequestError for what the template, the context or the tools' format does not allow.
     """
-    prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving)))
+    prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving, param)))
     serving.check_prompt(ids, param)
     tools, tags = conversation.tools, serving.reasoning_tags
     shown: list[str] = []

@@ -26,7 +26,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from ...engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
-from ...errors import EngineError, LLMServeError
+from ...errors import EngineError, LLMServeError, is_exit
 from ...text.parsers.base import OutputParser, ParsedOutput, Part, Text, ToolCallBegin, fold_parts
 from ...text.tokenizer import Tokenizer
 from ..edge.streaming import EventStream, Json, unless_gone
@@ -160,10 +160,14 @@ async def _written(reply: Reply, generation: Generation, events: Sequence[Event]
             data.clear()
             events = await generation.next()
         yield reply.end(usage)
-    except Exception as error:  # the status has been sent; what is left is to say it in the stream
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # the status has been sent; what is left is to say it in the stream
+        if is_exit(error):
+            raise
         if not isinstance(error, LLMServeError):
             logger.exception("a stream failed")
-        yield reply.failure(error)
+        yield reply.failure(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
 
 async def _fold(generation: Generation) -> tuple[list[Answer], Usage]:

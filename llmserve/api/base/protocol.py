@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
-from ...engine import Grammar, SamplingParams
+from ...engine import MAX_LOGIT_BIAS, Grammar, SamplingParams
 from ...errors import RequestError
 from .structured import GRAMMAR_FIELDS, requested_grammar
 
@@ -59,10 +67,39 @@ _UNSUPPORTED = (
 )
 
 
-Prompts = str | list[str] | list[int] | list[list[int]]
+T = TypeVar("T")
+
+MAX_MESSAGES = 16_384  # and as many parts in each
+# A list of which the first mistake is told: a million of them would take gigabytes.
+Items = Annotated[list[T], Field(fail_fast=True)]
+Messages = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 
 
-def one_or_many(prompts: Prompts, param: str) -> list[str | list[int]]:
+def _kind_of_prompts(value: Any) -> str:
+    """Which of `Prompts` to read a value as, by its first item: each on trial would take seconds for long lists."""
+    if not isinstance(value, list):
+        return "str"
+    first = value[0] if value else ""
+    return "list[list[int]]" if isinstance(first, list) else "list[str]" if isinstance(first, str) else "list[int]"
+
+
+Prompts = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[Items[str], Tag("list[str]")]
+    | Annotated[Items[int], Tag("list[int]")]
+    | Annotated[Items[Items[int]], Tag("list[list[int]]")],
+    Discriminator(_kind_of_prompts),
+]
+
+
+def _of_few(value: Any) -> Any:
+    """Before its entries are looked at one by one."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{MAX_LOGIT_BIAS} token ids at most, got {len(value)}")
+    return value
+
+
+def one_or_many(prompts: str | list[str] | list[int] | list[list[int]], param: str) -> list[str | list[int]]:
     """The prompts that a field holds, each a text or token ids. Raises RequestError for none, and for too many."""
     if isinstance(prompts, str):
         return [prompts]
@@ -93,12 +130,12 @@ class _Request(BaseModel):
     min_p: float | None = None
     n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_of_few)] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -142,22 +179,22 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[str | dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | Messages[str | dict[str, Any]] | None = None
+    tool_calls: Items[dict[str, Any]] | None = None
 
 
 class ChatRequest(_Request):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message]
+    messages: Messages[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Items[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

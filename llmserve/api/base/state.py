@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -23,7 +24,11 @@ from ..edge.gate import Gate
 from ..edge.metrics import Metrics
 from .response_store import ResponseStore
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+_CHARS_PER_TOKEN = 16  # of the context: shorter texts are tokenized before anybody asks how many tokens they have
+_CHARS_TOGETHER = 1 << 16  # of short texts in one go of a thread
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,18 @@ class Serving:
         """Run work on text beside the event loop, which long prompts would block."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
+    async def each_in_thread(self, function: Callable[[S], T], items: Sequence[S], size: Callable[[S], int]) -> list[T]:
+        """Run work on each of many texts. Between them others have their turn, and who has left is noticed."""
+        results: list[T] = []
+        start = 0
+        while start < len(items):
+            stop, total = start + 1, size(items[start])
+            while stop < len(items) and (total := total + size(items[stop])) <= _CHARS_TOGETHER:
+                stop += 1
+            results += await self.in_thread(partial(_each, function, items[start:stop]))
+            start = stop
+        return results
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -98,6 +115,21 @@ class Serving:
             raise ContextLengthError(
                 f"This model's maximum context length is {self.model.max_model_len} tokens, but the {param} came to "
                 f"{len(ids)}{why}. Please make the {param} shorter.",
+                param=param,
+            )
+
+    def encode(self, text: str, param: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text that may fit the context. Takes time with long ones; raises RequestError."""
+        self.check_length(text, param)
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def check_length(self, text: str, param: str) -> None:
+        """Refuse a text of which its bytes alone say that it has too many tokens."""
+        context = self.model.max_model_len
+        if len(text) > _CHARS_PER_TOKEN * context and (least := self.tokenizer.least_tokens(text, context)) > context:
+            raise ContextLengthError(
+                f"This model's maximum context length is {context} tokens, but the {param} has {len(text)} characters, "
+                f"which come to at least {least}. Please make the {param} shorter.",
                 param=param,
             )
 
@@ -131,6 +163,10 @@ class Serving:
         if params.max_tokens is None and config.max_output_tokens is not None and params.pooling is None:
             return replace(params, max_tokens=config.max_output_tokens)
         return params
+
+
+def _each(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    return [function(item) for item in items]
 
 
 def _serving(request: Request) -> Serving:

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...errors import is_exit
 from .errors import refusal
 from .record import Record, current
 
@@ -64,6 +65,11 @@ class Recorded:
         token = current.set(record)
         try:
             await self._app(scope, noting_receive, noting_send)
+        except BaseException as error:
+            if isinstance(error, (Exception, asyncio.CancelledError)) or is_exit(error):
+                raise
+            # A panic of an extension: as an error it is answered like any other.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         finally:
             sender.close()
             record.left |= sender.failed

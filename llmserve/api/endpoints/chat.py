@@ -17,8 +17,9 @@ from ..base.protocol import ChatRequest
 from ..base.shapes import STREAMED, ChatCompletion
 from ..base.state import Serving, ServingDep
 from ..base.tools import Tools
+from ..edge.route import Route
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 class ChatReply(ChunkReply):
@@ -114,9 +115,9 @@ def conversation(body: ChatRequest) -> Conversation:
     )
 
 
-def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
-    """The tokens of a chat's prompt. Takes time with long ones."""
-    return conversation(body).prompt(serving)[1]
+def prompt_ids(serving: Serving, body: ChatRequest, param: str = "messages") -> list[int]:
+    """The tokens of a chat's prompt, whose messages the client calls `param`. Takes time with long ones."""
+    return conversation(body).prompt(serving, param)[1]
 
 
 async def answer(

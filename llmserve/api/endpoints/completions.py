@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,9 +19,10 @@ from ..base.logprobs import TextLogprobs
 from ..base.protocol import CompletionRequest
 from ..base.shapes import STREAMED, TextCompletion
 from ..base.state import Serving, ServingDep
+from ..edge.route import Route
 from ..edge.streaming import unless_gone
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,18 @@ def _ended(choice: Choice, news: Event | Answer) -> Choice:
     return {**choice, "finish_reason": news.finish_reason, "stop_reason": news.stop_reason}
 
 
-def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
-    special = body.add_special_tokens is not False
-    return [_prompt(serving, body, prompt, special) for prompt in body.prompts()]
-
-
-def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int], special: bool) -> Prompt:
-    tokenizer = serving.tokenizer
+def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    tokenizer, special = serving.tokenizer, body.add_special_tokens is not False
     if isinstance(prompt, list):
         serving.check_prompt(prompt, "prompt", answered=False)  # before it is decoded
     echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
     if body.suffix:
+        if isinstance(prompt, str):
+            serving.check_length(prompt, "prompt")
+        serving.check_length(body.suffix, "suffix")
         ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
         return Prompt(ids, echo, ends)
-    return Prompt(tokenizer.encode(prompt, special) if isinstance(prompt, str) else prompt, echo)
+    return Prompt(serving.encode(prompt, "prompt", special) if isinstance(prompt, str) else prompt, echo)
 
 
 @router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)
@@ -119,7 +119,9 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
     serving.check_model(body.model)
     body.check_supported()
     params = body.sampling(serving.model.sampling_defaults)
-    prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompts(serving, body)))
+    prompts = await unless_gone(
+        request.receive, serving.each_in_thread(partial(_prompt, serving, body), body.prompts(), len)
+    )
     for prompt in prompts:
         serving.check_prompt(prompt.ids, "prompt", answered=params.max_tokens != 0)
     params = replace(params, stop_token_ids=(*params.stop_token_ids, *prompts[0].ends))

@@ -17,7 +17,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from ...errors import EngineError, QueueFullError, RequestError
+from ...errors import EngineError, QueueFullError, RequestError, is_exit
 from ...text.tokenizer import Tokenizer
 from ..plan.grammar_spec import CompiledGrammar, Grammar
 from .bounds import check_rules, check_schema, check_text, check_total, choices
@@ -105,6 +105,10 @@ class GrammarCompiler:
             for part in grammar.parts:  # if one of them is to blame, its own refusal says more
                 self._compile(part)
             raise
+        except BaseException as error:  # the library's panics are no `Exception`
+            if is_exit(error):
+                raise
+            raise _refusal(grammar, f"{type(error).__name__}: {error}") from error
         return compiled
 
 

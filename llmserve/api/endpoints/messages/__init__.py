@@ -19,11 +19,12 @@ from ...base.shapes import STREAMED, AnthropicMessage, CountedTokens
 from ...base.state import Serving, ServingDep
 from ...base.turns import in_their_words
 from ...edge.errors import anthropic_error
+from ...edge.route import Route
 from ...edge.streaming import named_event, unless_gone
 from ..chat import answer, prompt_ids
 from .request import CountRequest, MessagesRequest
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 Block = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
-from ...base.protocol import ChatRequest
+from ...base.protocol import ChatRequest, Items, Messages
 from ...base.turns import ChatMessage, merged, string_in, text_part
 from .items import new_id
 
@@ -40,7 +40,7 @@ class ResponsesRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    input: str | list[Item] | None = None
+    input: str | Messages[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -49,8 +49,8 @@ class ResponsesRequest(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
-    include: list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
+    include: Items[str] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
