@@ -53,7 +53,7 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -131,7 +131,9 @@ class ServerConfig(_Section):
         max_n: choices per prompt.
         max_prompts: prompts per request.
         max_stop_strings, max_stop_chars: stop strings per request, and how long each may be.
-        body_seconds: how long a request's body may take to arrive.
+        idle_seconds: how long a connection is kept open for its first or next request; longer than clients and proxies
+            keep theirs, or they send to one that is being closed.
+        header_seconds, body_seconds: how long a request's headers may take to arrive, and its body.
         write_seconds: how long a client may read nothing of its answer before it is dropped.
         keep_alive_seconds: how long a stream may be silent before an empty chunk shows that it lives.
         tokenizer_threads: prompts rendered and tokenized at the same time.
@@ -163,6 +165,8 @@ class ServerConfig(_Section):
     max_prompts: int = Field(default=1024, gt=0)
     max_stop_strings: int = Field(default=16, ge=0, le=16)
     max_stop_chars: int = Field(default=1024, gt=0)
+    idle_seconds: float = Field(default=75.0, gt=0)
+    header_seconds: float = Field(default=20.0, gt=0)
     body_seconds: float = Field(default=60.0, gt=0)
     write_seconds: float = Field(default=60.0, gt=0)
     keep_alive_seconds: float = Field(default=10.0, gt=0)

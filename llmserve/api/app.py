@@ -22,7 +22,7 @@ from .edge import errors, metrics
 from .edge.body import BodyGuard
 from .edge.gate import GateKeeper
 from .edge.logs import log_access
-from .edge.middleware import ApiKey, Recorded
+from .edge.middleware import ApiKey, HeadAsGet, Recorded
 from .edge.record import Record
 from .edge.tracing import Tracing
 from .endpoints import chat, completions, embeddings, messages, models, page, responses, tokenize
@@ -85,6 +85,8 @@ def create_app(
             seconds=config.body_seconds,
         )
     )
+
+    middleware.append(Middleware(HeadAsGet))
 
     app = FastAPI(
         title="llmserve",

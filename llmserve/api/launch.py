@@ -15,6 +15,7 @@ from ..errors import EngineError
 from .base.state import Serving
 from .checks import check
 from .edge import logs
+from .edge.connection import limited
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def run(app: FastAPI, config: ServerConfig) -> None:
         app,
         host=config.host,
         port=config.port,
-        http="h11",  # whatever else is installed: it bounds the size of headers
+        http=limited(config.idle_seconds, config.header_seconds),  # of h11, which bounds the size of headers
         log_config=logs.settings(config.log_level, config.log_format, config.access_log),
         access_log=False,  # ours has tokens in it
         server_header=False,
