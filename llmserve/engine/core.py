@@ -129,6 +129,9 @@ class EngineCore:
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             if ids and not 0 <= min(ids) <= max(ids) < vocab:
                 raise RequestError(f"{name} holds token ids outside the vocabulary of {vocab}.", param=name)
+        banned = [token_id for sequence in params.banned for token_id in sequence]
+        if banned and not 0 <= min(banned) <= max(banned) < vocab:
+            raise RequestError(f"bad_words holds tokens outside the vocabulary of {vocab}.", param="bad_words")
         if params.stop and self._tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and this engine has none.", param="stop")
         if params.grammar is not None and grammar is None:
@@ -184,7 +187,7 @@ class EngineCore:
         if self._tokenizer is None:
             return None
         stream = self._tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
-        return Detokenizer(stream, params.stop, params.min_tokens)
+        return Detokenizer(stream, params.stop, params.min_tokens, params.include_stop)
 
     def _emit(self, news: Iterable[tuple[Sequence, SampledToken | Pooled | Scored | None]]) -> list[RequestOutput]:
         deltas: dict[Request, list[ChoiceDelta]] = {}
@@ -233,8 +236,9 @@ class EngineCore:
     def _spell(self, sequence: Sequence, words: Detokenizer, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """The text of new tokens, and those of them that come before a stop string has ended the sequence."""
         text = ""
+        stops = sequence.finish_reason == "stop" and not sequence.request.params.include_stop
         # A token that stops is not part of the text.
-        for i, token_id in enumerate(token_ids[:-1] if sequence.finish_reason == "stop" else token_ids):
+        for i, token_id in enumerate(token_ids[:-1] if stops else token_ids):
             text += words.push(token_id)
             if words.stop is not None:
                 token_ids = token_ids[: i + 1]

@@ -74,13 +74,20 @@ class Prepared:
 
 
 async def prepare(
-    request: Request, serving: Serving, conversation: Conversation, params: SamplingParams, param: str = "messages"
+    request: Request,
+    serving: Serving,
+    conversation: Conversation,
+    params: SamplingParams,
+    param: str = "messages",
+    truncate: int | None = None,
 ) -> Prepared:
-    """Render and tokenize, beside the event loop. `param` is what the messages are called in errors.
+    """Render and tokenize, beside the event loop. `param` is what the messages are called in errors, `truncate` how
+    many of the prompt's last tokens are kept (`Serving.truncated`).
 
     Raises RequestError for what the template, the context or the tools' format does not allow.
     """
     prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving, param)))
+    ids = serving.truncated(ids, truncate)
     serving.check_prompt(ids, param)
     tools, tags = conversation.tools, serving.reasoning_tags
     shown: list[str] = []

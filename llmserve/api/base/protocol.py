@@ -56,15 +56,44 @@ _WITHOUT_EFFECT = (
     "safety_identifier",
     "verbosity",
 )
-_UNSUPPORTED = (
-    "functions",
-    "function_call",
-    "audio",
-    "web_search_options",
-    "prompt_logprobs",
-    "use_beam_search",
-    "suffix",
+# What would change the answer and cannot be had; beside null, false and nothing, these values do not ask for it.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "functions": (),
+    "function_call": ("none",),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "prompt_logprobs": (),
+    "prompt_embeds": (),
+    "mcp_servers": (),
+    "use_beam_search": (),
+    "suffix": (),
+    "echo": (),
+    "chat_template": (),
+    "allowed_token_ids": (),
+    "logits_processors": (),
+    "logit_processors": (),
+    "custom_logit_processor": (),
+    "lora_path": (),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (),
+    "include_reasoning": (True,),
+    "mm_processor_kwargs": (),
+    # llama.cpp's
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "repeat_penalty": (1,),
+}
+# Not of other endpoints' own, but of use there too: they pass on what they are sent of these.
+PASSED_ON = (
+    *("top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+    *("stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs", "bad_words"),
+    *("include_stop_str_in_output", "truncate_prompt_tokens", *GRAMMAR_FIELDS, *UNSUPPORTED),
 )
+_ASKS_ANYWAY = ("spaces_between_special_tokens", "include_reasoning")  # by false
 
 
 T = TypeVar("T")
@@ -110,14 +139,20 @@ def one_or_many(prompts: str | list[str] | list[int] | list[list[int]], param: s
     return list(prompts)  # type: ignore[arg-type]
 
 
-_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+_INSTEAD = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "repeat_penalty": "repetition_penalty",
+    "allowed_token_ids": "logit_bias or a grammar",
+}
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class _Request(BaseModel):
+class Generating(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
@@ -139,20 +174,22 @@ class _Request(BaseModel):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    bad_words: Items[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
     response_format: dict[str, Any] | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_supported(self) -> None:
         """Raise RequestError for what is asked and cannot be done; log what is not understood."""
         extra = self.model_extra or {}
-        for name in _UNSUPPORTED:
-            if extra.get(name) not in (None, False, [], {}, "", "none"):
+        for name, neutral in UNSUPPORTED.items():
+            value = extra.get(name)
+            nothing = value is None or value in neutral or (not value and name not in _ASKS_ANYWAY)
+            if not nothing:
                 hint = f": send {_INSTEAD[name]}" if name in _INSTEAD else ""
                 raise RequestError(f"{name} is not supported{hint}.", param=name, code="unsupported_parameter")
-        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED, *GRAMMAR_FIELDS})
+        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *UNSUPPORTED, *GRAMMAR_FIELDS})
         if unknown:
             logger.debug("ignored unknown request fields: %s", ", ".join(unknown))
 
@@ -169,6 +206,7 @@ class _Request(BaseModel):
     ) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given["include_stop"] = bool(self.include_stop_str_in_output)
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}
         return SamplingParams(**settings, grammar=self.grammar(), prompt_logprobs=prompt_logprobs)
 
@@ -183,7 +221,7 @@ class Message(BaseModel):
     tool_calls: Items[dict[str, Any]] | None = None
 
 
-class ChatRequest(_Request):
+class ChatRequest(Generating):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages[Message]
@@ -229,7 +267,7 @@ class ChatRequest(_Request):
         return {**effort, **(self.chat_template_kwargs or {})}
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(Generating):
     """The body of POST /v1/completions."""
 
     prompt: Prompts

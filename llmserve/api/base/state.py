@@ -28,6 +28,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _CHARS_PER_TOKEN = 16  # of the context: shorter texts are tokenized before anybody asks how many tokens they have
+_MAX_BAD_WORDS, _MAX_BAD_CHARS = 256, 256
 _CHARS_TOGETHER = 1 << 16  # of short texts in one go of a thread
 
 
@@ -137,6 +138,31 @@ class Serving:
         """Refuse token ids that no token has."""
         if ids and not 0 <= min(ids) <= max(ids) < self.tokenizer.vocab_size:
             raise RequestError(f"{param} has token ids outside of 0 to {self.tokenizer.vocab_size - 1}.", param=param)
+
+    def truncated(self, ids: list[int], count: int | None, *, answered: bool = True) -> list[int]:
+        """The last `count` tokens of a prompt: all for None, for -1 as many as leave room for an answer, if one is to
+        come. Raises RequestError for a number of tokens that cannot be."""
+        most = self.model.max_model_len - answered
+        if count is None:
+            return ids
+        if count != -1 and not 1 <= count <= most:
+            raise RequestError(
+                f"truncate_prompt_tokens must be -1 or between 1 and {most}, got {count}.",
+                param="truncate_prompt_tokens",
+            )
+        return ids[-(most if count == -1 else count) :]
+
+    def with_banned(self, params: SamplingParams, words: Sequence[str] | None) -> SamplingParams:
+        """The same, less answers that hold one of these words, at a text's beginning or after a space."""
+        words = words or ()
+        if len(words) > _MAX_BAD_WORDS or any(not 0 < len(word) <= _MAX_BAD_CHARS for word in words):
+            raise RequestError(
+                f"bad_words must hold at most {_MAX_BAD_WORDS} words of 1 to {_MAX_BAD_CHARS} characters.",
+                param="bad_words",
+            )
+        spelt = [self.tokenizer.encode(form, False) for word in words for form in (word, " " + word.lstrip())]
+        banned = tuple(dict.fromkeys(tuple(ids) for ids in spelt if ids))
+        return replace(params, banned=banned) if banned else params
 
     def limited(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> SamplingParams:
         """Refuse what the settings do not allow one request; what it leaves open is bounded by them too."""

@@ -44,7 +44,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         return 503, body, {"retry-after": str(RETRY_SECONDS)}
     if isinstance(error, LLMServeError):
         return 500, _body(str(error), "server_error"), {}
-    return 500, _body("The server has met an error of its own; its log says more.", "server_error"), {}
+    body = _body("The server has met an error of its own; its log says more.", "server_error")
+    return 500, body, {"connection": "close"}  # the server will, and a next request would be lost
 
 
 _ANTHROPIC_TYPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from ...text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from ..base.chunks import Choice, ChunkReply
 from ..base.conversation import Conversation, prepare
-from ..base.generation import Answer, Event, Reply, respond
+from ..base.generation import Answer, Event, Reply, Usage, respond
 from ..base.logprobs import chat_logprobs
 from ..base.protocol import ChatRequest
 from ..base.shapes import STREAMED, ChatCompletion
@@ -29,6 +30,18 @@ class ChatReply(ChunkReply):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        return {**super().whole(answers, usage), **self._prompt()}
+
+    def begin(self, usage: Usage) -> bytes:
+        beside, self._beside = self._beside, {**self._beside, **self._prompt()}
+        chunks = super().begin(usage)
+        self._beside = beside
+        return chunks
+
+    def _prompt(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self.prompts[0]} if self.wants_token_ids else {}
+
     def opening(self, index: int) -> Choice:
         return _delta(index, {"role": "assistant", "content": ""})
 
@@ -38,7 +51,7 @@ class ChatReply(ChunkReply):
     def pieces(self, event: Event) -> list[Choice]:
         deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
         if not deltas and event.finish_reason is None:
-            deltas = [{"content": ""} if event.logprobs else {}]
+            deltas = [{"content": ""} if event.logprobs or event.token_ids else {}]
         choices = [_delta(event.choice, delta) for delta in deltas]
         if choices:
             choices[0]["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
@@ -128,8 +141,8 @@ async def answer(
     `param` is what the endpoint's clients call the messages.
     """
     body.check_supported()
-    params = body.sampling(serving.model.sampling_defaults)
-    chat = await prepare(request, serving, conversation(body), params, param)
+    params = serving.with_banned(body.sampling(serving.model.sampling_defaults), body.bad_words)
+    chat = await prepare(request, serving, conversation(body), params, param, body.truncate_prompt_tokens)
     return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
 
 
@@ -137,4 +150,4 @@ async def answer(
 async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message, whole or streamed."""
     serving.check_model(body.model)
-    return await answer(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))
+    return await answer(body, request, serving, ChatReply(serving, body, body.n or 1))

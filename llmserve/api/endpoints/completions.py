@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...engine import SamplingParams, TokenLogprob
+from ...errors import RequestError
 from ...text.infill import infill
 from ...text.parsers.base import fold_parts
 from ..base.chunks import Choice, ChunkReply
@@ -44,17 +45,17 @@ class TextReply(ChunkReply):
         self, serving: Serving, body: CompletionRequest, prompts: Sequence[Prompt], params: SamplingParams
     ) -> None:
         choices = len(prompts) * params.n
-        super().__init__(serving, body.model, choices, body.include_usage)
+        super().__init__(serving, body, choices)
         self._prompts, self._n = prompts, params.n
         self._is_scored = body.scores_prompt
         self._scores: dict[int, Sequence[TokenLogprob]] = {}  # by prompt
         self._logprobs = [TextLogprobs(serving.tokenizer, params) for _ in range(choices)]
         self._echoed: set[int] = set()
-        self.is_plain = not self._is_scored
+        self.is_plain = self.is_plain and not self._is_scored
 
     def opening(self, index: int) -> Choice | None:
-        echo = self._prompts[index // self._n].echo
-        return _choice(index, echo) if echo and not self._is_scored else None
+        echo = "" if self._is_scored else self._prompts[index // self._n].echo
+        return self._with_prompt(_choice(index, echo)) if echo or self.wants_token_ids else None
 
     def said(self, index: int, words: str) -> Choice:
         return _choice(index, words)
@@ -63,7 +64,7 @@ class TextReply(ChunkReply):
         pieces = []
         if self._is_scored and not event.is_silent and event.choice not in self._echoed:
             pieces.append(_choice(event.choice, *self._echo(event.choice, event.prompt_logprobs)))
-        if event.parts or event.logprobs or event.is_silent:
+        if event.parts or event.logprobs or event.token_ids or event.is_silent:
             pieces.append(self._piece(event.choice, fold_parts(event.parts).text, event.logprobs))
         return pieces
 
@@ -78,7 +79,11 @@ class TextReply(ChunkReply):
         logprobs = piece["logprobs"]
         if scores is not None:
             logprobs = {name: [*its, *(logprobs[name] if logprobs else ())] for name, its in scores.items()}
-        return _ended(_choice(index, echo + piece["text"], logprobs), answer)
+        return self._with_prompt(_ended(_choice(index, echo + piece["text"], logprobs), answer))
+
+    def _with_prompt(self, choice: Choice) -> Choice:
+        ids = self._prompts[choice["index"] // self._n].ids
+        return {**choice, "prompt_token_ids": ids} if self.wants_token_ids else choice
 
     def _echo(self, index: int, scores: Sequence[TokenLogprob] | None) -> tuple[str, dict[str, Any]]:
         """A scored prompt's text and log-probabilities. Its first choice brings them, and all others follow that."""
@@ -102,15 +107,21 @@ def _ended(choice: Choice, news: Event | Answer) -> Choice:
 def _prompt(serving: Serving, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
     tokenizer, special = serving.tokenizer, body.add_special_tokens is not False
     if isinstance(prompt, list):
-        serving.check_prompt(prompt, "prompt", answered=False)  # before it is decoded
+        serving.check_ids(prompt, "prompt")  # before they are decoded
+        if body.truncate_prompt_tokens is None:
+            serving.check_prompt(prompt, "prompt", answered=False)
     echo = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
     if body.suffix:
+        if body.truncate_prompt_tokens is not None:
+            raise RequestError("With a suffix, a prompt cannot be truncated.", param="truncate_prompt_tokens")
         if isinstance(prompt, str):
             serving.check_length(prompt, "prompt")
         serving.check_length(body.suffix, "suffix")
         ids, ends = infill(tokenizer, prompt, body.suffix, add_special_tokens=special)
         return Prompt(ids, echo, ends)
-    return Prompt(serving.encode(prompt, "prompt", special) if isinstance(prompt, str) else prompt, echo)
+    ids = serving.encode(prompt, "prompt", special) if isinstance(prompt, str) else prompt
+    kept = serving.truncated(ids, body.truncate_prompt_tokens)
+    return Prompt(kept, tokenizer.decode(kept) if body.echo and len(kept) < len(ids) else echo)
 
 
 @router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)
@@ -118,7 +129,7 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
     """How each prompt goes on, whole or streamed."""
     serving.check_model(body.model)
     body.check_supported()
-    params = body.sampling(serving.model.sampling_defaults)
+    params = serving.with_banned(body.sampling(serving.model.sampling_defaults), body.bad_words)
     prompts = await unless_gone(
         request.receive, serving.each_in_thread(partial(_prompt, serving, body), body.prompts(), len)
     )

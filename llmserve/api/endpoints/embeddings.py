@@ -42,12 +42,14 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
+    truncate_prompt_tokens: int | None = None
     pooling: Literal["mean", "last"] | None = None
     add_special_tokens: bool | None = None
 
 
 def _prompt_ids(serving: Serving, body: EmbeddingRequest, text: str | list[int]) -> list[int]:
-    return serving.encode(text, "input", body.add_special_tokens is not False) if isinstance(text, str) else text
+    ids = serving.encode(text, "input", body.add_special_tokens is not False) if isinstance(text, str) else text
+    return serving.truncated(ids, body.truncate_prompt_tokens, answered=False)
 
 
 async def _vectors(serving: Serving, prompts: list[list[int]], params: SamplingParams) -> list[bytes]:

@@ -13,6 +13,7 @@ from .grammar_spec import Grammar
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
+MAX_BANNED = 512  # sequences, and tokens in each
 MAX_LOGIT_BIAS = 16_384  # each costs every step of the whole batch a little
 MAX_COUNT = 2**31 - 1  # what is more means no more than this
 _COUNTS = ("max_tokens", "top_k", "min_tokens", "n", "logprobs", "prompt_logprobs")
@@ -43,6 +44,8 @@ class SamplingParams:
         prompt_logprobs: the same for each of the prompt's tokens but the first.
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
+        include_stop: have what ended it, a stop string or a token, as part of the text after all.
+        banned: sequences of token ids that no answer holds: the last of each is not chosen after the others.
         skip_special_tokens: leave special tokens out of the text, except for `shown_token_ids`.
         grammar: what the completion must be; tokens that lead elsewhere are never chosen. An end-of-sequence token that
             it allows is the end, whatever ignore_eos and min_tokens say.
@@ -67,6 +70,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
     min_tokens: int = 0
+    include_stop: bool = False
+    banned: tuple[tuple[int, ...], ...] = ()
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
     shown_token_ids: tuple[int, ...] = ()
@@ -121,6 +126,10 @@ class SamplingParams:
                 raise RequestError(
                     f"stop_token_ids must be whole numbers from 0 on, got {_shown(token_id)}.", param="stop_token_ids"
                 )
+        if max(len(self.banned), *map(len, self.banned), 0) > MAX_BANNED or not all(self.banned):
+            raise RequestError(
+                f"At most {MAX_BANNED} sequences of 1 to {MAX_BANNED} tokens can be banned.", param="bad_words"
+            )
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(
                 f"logit_bias may name {MAX_LOGIT_BIAS} token ids at most, got {len(self.logit_bias)}.",

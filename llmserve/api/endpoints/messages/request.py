@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
-from ...base.protocol import ChatRequest, Items, Messages
+from ...base.protocol import PASSED_ON, ChatRequest, Items, Messages
 from ...base.turns import ChatMessage, merged, string_in, text_part
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ class CountRequest(BaseModel):
     def as_chat(self, **more: Any) -> ChatRequest:
         """The same request for /v1/chat/completions."""
         thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
+        extra = self.model_extra or {}
         fields: dict[str, Any] = {
+            **{name: extra[name] for name in PASSED_ON if name in extra},
             "messages": [*self._system(), *_merged(self.messages)],
             "tools": [_tool(tool) for tool in self.tools or () if _is_ours(tool)] or None,
             "reasoning_effort": (self.output_config or {}).get("effort"),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
-from ...base.protocol import ChatRequest, Items, Messages
+from ...base.protocol import PASSED_ON, ChatRequest, Items, Messages
 from ...base.turns import ChatMessage, merged, string_in, text_part
 from .items import new_id
 
@@ -27,11 +27,6 @@ _MAX_ITEMS = 4096
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", None)
 _UNSUPPORTED = ("background", "conversation", "prompt")
 _SAME = ("stream", "temperature", "top_p", "parallel_tool_calls", "user", "metadata", "service_tier")
-# Not OpenAI's here, but of use with /v1/chat/completions, and so with this endpoint too.
-_ALSO = (
-    *("top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
-    *("stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs"),
-)
 
 
 class ResponsesRequest(BaseModel):
@@ -86,7 +81,7 @@ class ResponsesRequest(BaseModel):
             raise RequestError("input must hold at least one item.", param="input")
         tools = [_tool(tool) for tool in self.tools or () if _is_ours(tool)] or None
         fields = {
-            **{name: extra[name] for name in _ALSO if name in extra},
+            **{name: extra[name] for name in PASSED_ON if name in extra},
             **{name: getattr(self, name) for name in _SAME},
             "messages": messages,
             "max_completion_tokens": self.max_output_tokens,
