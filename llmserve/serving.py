@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from .api.checks import check
 from .compile.prepare import Prepared, prepare
@@ -46,7 +45,7 @@ def serve(config: Config) -> None:
             from .api.app import create_app
             from .api.base.state import ServedModel
             from .api.launch import run
-            from .engine import AsyncEngine
+            from .engine import AsyncEngine, recommended
             from .engine.grammar.compiler import GrammarCompiler
             from .engine.loading import load_core, scheduler_config
             from .text.chat_template import ChatTemplate
@@ -54,7 +53,7 @@ def serve(config: Config) -> None:
         # A wrong tokenizer or template is an error before anything is converted or compiled.
         tokenizer = loading.result()
         template = ChatTemplate.from_directory(build.words, tokenizer.special_tokens, server.chat_template)
-        defaults: dict[str, Any] = sampling_defaults(build.words)
+        defaults = recommended(sampling_defaults(build.words), f"{build.words}/generation_config.json")
         compiled = build.run(config.engine.max_model_len)
     scheduler = scheduler_config(compiled, config.engine)
     engine = AsyncEngine(
