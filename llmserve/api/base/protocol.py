@@ -205,6 +205,8 @@ class Generating(BaseModel):
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        if max_tokens == -1:  # as llama.cpp and others have it
+            max_tokens = None
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given["include_stop"] = bool(self.include_stop_str_in_output)
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}

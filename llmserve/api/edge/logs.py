@@ -80,4 +80,6 @@ def log_access(record: Record) -> None:
     words = dict(fields)
     head = f"{words.pop('client') or '-'} {words.pop('method')} {words.pop('path')} {words.pop('status')}"
     words.pop("id")  # every line has it
+    if "reason" in words:
+        words["reason"] = json.dumps(words["reason"])  # on one line, and told from what follows
     access.info("%s %s", head, " ".join(f"{k}={v}" for k, v in words.items()), extra={"fields": fields})

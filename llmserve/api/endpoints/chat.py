@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ...errors import RequestError
 from ...text.parsers.base import ParsedOutput, Part, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from ..base.chunks import Choice, ChunkReply
 from ..base.conversation import Conversation, prepare
@@ -117,7 +118,13 @@ def _reasoning(text: str) -> dict[str, str]:
 
 
 def conversation(body: ChatRequest) -> Conversation:
-    """What a chat's body has for the template. Raises RequestError for tools that cannot be offered."""
+    """What a chat's body has for the template. Raises RequestError for tools that cannot be offered, and for both a new
+    message and the last one's continuation."""
+    if body.add_generation_prompt and body.continue_final_message:
+        raise RequestError(
+            "add_generation_prompt begins a new message and continue_final_message goes on with the last; send one.",
+            param="continue_final_message",
+        )
     return Conversation(
         [message.model_dump(exclude_unset=True) for message in body.messages],
         Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
