@@ -49,6 +49,10 @@ def parse_memory(value: str | None) -> int | None:
     return count
 
 
+def _one_or_several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
@@ -111,7 +115,9 @@ class ServerConfig(_Section):
     """The settings of the HTTP server.
 
     Attributes:
-        served_model_name: the model's name to clients; None is the last part of its path.
+        served_model_name: the model's name to clients, or several, of which the first is told; None is the last part of
+            its path.
+        any_model_name: serve requests whatever model they name.
         api_keys: of which one must come with every request; none, here, in the file and in the environment, means open
             to all.
         api_keys_file: a file with further keys, one a line.
@@ -143,7 +149,10 @@ class ServerConfig(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    served_model_name: str | None = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)
+    ] = None
+    any_model_name: bool = False
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     api_keys_file: Path | None = None
     open_paths: tuple[Annotated[str, Field(pattern="^/")], ...] = ("/health", "/version")

@@ -60,10 +60,11 @@ def serve(config: Config) -> None:
         lambda: load_core(compiled, config.engine, scheduler, tokenizer, tokenizer.eos_token_ids),
         GrammarCompiler(tokenizer),
     )
+    name, *others = server.served_model_name or (build.label,)
     served = ServedModel(
-        id=server.served_model_name or build.label,
+        id=name,
         max_model_len=compiled.max_model_len,
-        aliases=() if model.path is None else (model.path,),
+        aliases=(*others, *(() if model.path is None else (model.path,))),
         sampling_defaults=defaults,
     )
     for note in compiled.notes:

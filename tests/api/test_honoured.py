@@ -168,9 +168,6 @@ def test_bad_words_become_banned_tokens(server: Running) -> None:
         ("spaces_between_special_tokens", False),
         ("return_tokens_as_token_ids", True),
         ("use_beam_search", True),
-        ("typical_p", 0.5),
-        ("mirostat", 2),
-        ("repeat_penalty", 1.1),
         ("prompt_logprobs", 1),
     ],
 )

@@ -110,7 +110,13 @@ async def prepare(
 
 
 def conversation_of(body: ChatRequest) -> Conversation:
-    """A chat's body as the template takes it. Raises RequestError for tools that cannot be offered."""
+    """A chat's body as the template takes it. Raises RequestError for tools that cannot be offered, and for both a new
+    message and the last one's continuation."""
+    if body.add_generation_prompt and body.continue_final_message:
+        raise RequestError(
+            "add_generation_prompt begins a new message and continue_final_message goes on with the last; send one.",
+            param="continue_final_message",
+        )
     return Conversation(
         [message.model_dump(exclude_unset=True) for message in body.messages],
         Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),

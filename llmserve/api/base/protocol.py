@@ -79,13 +79,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (),
     "include_reasoning": (True,),
     "mm_processor_kwargs": (),
-    # llama.cpp's
-    "typical_p": (1,),
-    "mirostat": (0,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "dynatemp_range": (0,),
-    "repeat_penalty": (1,),
 }
 # Not of other endpoints' own, but of use there too: they pass on what they are sent of these.
 PASSED_ON = (
@@ -142,7 +135,6 @@ def one_or_many(prompts: str | list[str] | list[int] | list[list[int]], param: s
 _INSTEAD = {
     "functions": "tools",
     "function_call": "tool_choice",
-    "repeat_penalty": "repetition_penalty",
     "allowed_token_ids": "logit_bias or a grammar",
 }
 
@@ -205,6 +197,8 @@ class Generating(BaseModel):
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        if max_tokens == -1:  # as llama.cpp and others have it
+            max_tokens = None
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given["include_stop"] = bool(self.include_stop_str_in_output)
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}

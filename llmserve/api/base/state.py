@@ -103,7 +103,7 @@ class Serving:
 
     def check_model(self, name: str | None) -> None:
         """Refuse the name of a model that is not served here; no name means the one that is."""
-        if name is not None and name not in (self.model.id, *self.model.aliases):
+        if name is not None and not self.config.any_model_name and name not in (self.model.id, *self.model.aliases):
             raise ModelNotFoundError(f"The model {name!r} is not served here; {self.model.id!r} is.")
 
     def check_prompt(self, ids: list[int], param: str, *, answered: bool = True) -> None:

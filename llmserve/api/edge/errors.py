@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ...errors import EngineError, LLMServeError, NotReadyError, QueueFullError, RequestError
+from .record import current
 from .streaming import AsciiJson, ClientGoneError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def refusal(path: str, error: Exception) -> Response:
     """An error as the clients of this path read it."""
     shape = anthropic_error if wants_anthropic(path) else describe
     status, body, headers = shape(error)
+    if (record := current.get()) is not None:
+        record.reason = body["error"]["message"]
     return AsciiJson(body, status, headers)
 
 

@@ -18,7 +18,6 @@ MAX_LOGIT_BIAS = 16_384  # each costs every step of the whole batch a little
 MAX_COUNT = 2**31 - 1  # what is more means no more than this
 _COUNTS = ("max_tokens", "top_k", "min_tokens", "n", "logprobs", "prompt_logprobs")
 _OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs")
-_SEEDS = (-(2**63), 2**64 - 1)
 # Logits stay finite in float32 within these, whatever a temperature makes of them.
 _REPETITION_PENALTIES = (1e-4, 1e4)
 
@@ -34,7 +33,8 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0 or -1 keeps all.
         min_p: drop tokens below this fraction of the likeliest one's probability, in [0, 1].
         n: completions per prompt.
-        seed: makes the tokens reproducible, whatever else is in the batch; None draws a fresh one.
+        seed: makes the tokens reproducible, whatever else is in the batch; any whole number, of which the last 64 bits
+            count. None draws a fresh one.
         stop: strings that end the completion and are not part of it.
         stop_token_ids: token ids that end it, beside the model's own end-of-sequence tokens.
         presence_penalty, frequency_penalty: OpenAI's, over generated tokens, in [-2, 2].
@@ -88,8 +88,6 @@ class SamplingParams:
                 object.__setattr__(self, name, max(-MAX_COUNT, min(_whole(name, value), MAX_COUNT)))
         if self.seed is not None:
             object.__setattr__(self, "seed", _whole("seed", self.seed))
-            if not _SEEDS[0] <= self.seed <= _SEEDS[1]:
-                raise RequestError(f"seed must have 64 bits at most, got {_shown(self.seed)}.", param="seed")
         least = 1 if self.prompt_logprobs is None else 0
         if self.max_tokens is not None and self.max_tokens < least:
             raise RequestError(f"max_tokens must be at least {least}, got {self.max_tokens}.", param="max_tokens")

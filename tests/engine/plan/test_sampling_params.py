@@ -13,6 +13,8 @@ import pytest
 from llmserve.config import sampling_defaults
 from llmserve.engine import SamplingParams, recommended
 from llmserve.engine.plan.sampling_params import MAX_COUNT, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from llmserve.engine.plan.sequence import Request
+from llmserve.engine.run.sampler import uniform
 from llmserve.errors import ConfigError, RequestError
 
 NUMBERS = (
@@ -35,7 +37,7 @@ def test_every_number_is_in_bounds_or_refused(name: str) -> None:
         if name in FLOATS:
             assert math.isfinite(np.float32(kept)), value
         elif kept is not None:
-            assert type(kept) is int and -(2**63) <= kept < 2**64 and (name == "seed" or kept <= MAX_COUNT), value
+            assert type(kept) is int and (name == "seed" or -1 <= kept <= MAX_COUNT), value
 
 
 @pytest.mark.parametrize("value", [1e-308, 5e-324, 1e-40, 1e-5, 0.0, -0.0, -1.0, 1e5, 1e300, math.nan, math.inf])
@@ -96,3 +98,9 @@ def test_what_a_checkpoint_recommends(tmp_path: Path, text: str, complaint: str 
     with pytest.raises(ConfigError, match=complaint) as caught:
         recommended(sampling_defaults(tmp_path), str(file))
     assert "generation_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64 - 1, 2**64, 10**299, -(10**299)])
+def test_seeds_of_any_size_come_to_64_bits(seed: int) -> None:
+    for sequence in Request("r", [0], SamplingParams(seed=seed, n=2), 0).sequences:
+        assert 0 <= sequence.seed < 2**64 and 0 <= uniform(sequence.seed, 5) < 1

@@ -95,6 +95,8 @@ class MessagesRequest(CountRequest):
     top_k: int | None = None
 
     def as_chat(self, **more: Any) -> ChatRequest:
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
         same = ("max_tokens", "stream", "temperature", "top_p", "top_k")
         return super().as_chat(**{name: getattr(self, name) for name in same}, stop=self.stop_sequences, **more)
 

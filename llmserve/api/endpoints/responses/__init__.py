@@ -169,7 +169,8 @@ async def _chat(request: Request, serving: Serving, body: ResponsesRequest, item
 def _fitting(serving: Serving, body: ResponsesRequest, items: list[Item]) -> list[Item]:
     """Items less the oldest turns, each of which begins with the user's message; system messages stay."""
     context = serving.model.max_model_len
-    room = context - min(body.max_output_tokens or context // 4, context // 2)
+    wanted = body.max_output_tokens or 0
+    room = context - min(wanted if wanted > 0 else context // 4, context // 2)
     starts = [0, *(at for at, item in enumerate(items) if at and item.get("role") == "user")]
 
     def end(start: int) -> list[Item]:
