@@ -29,9 +29,9 @@ from demo.evaluate import MAX_TOKENS, exact_match, parsed
 from llmserve import LLM, SamplingParams
 from llmserve.compile import judging
 from llmserve.compile.build import Build
-from llmserve.compile.quality import Unquantized, embed, positions, through, windows
+from llmserve.compile.quality import UnquantizedWeights, embed, positions, through, windows
 from llmserve.compile.subject import Subject
-from llmserve.compile.texts import Text
+from llmserve.compile.texts import EvaluationText
 from llmserve.quant.report import Comparison
 from llmserve.quant.scheme import SCHEMES
 from llmserve.weights.container import read_header
@@ -64,13 +64,13 @@ def tensor_bytes(directory: Path) -> int:
 def importance(subject: Subject, sequences: np.ndarray) -> dict[str, np.ndarray]:
     """Mean squares of the inputs of every matrix but embedding and head, by llama.cpp's names of its tensors."""
     plan = subject.plan(SCHEMES["f32"])
-    weights = Unquantized(subject.source, plan)
+    weights = UnquantizedWeights(subject.source, plan)
     sources = {param.name: param.sources for param in plan.params}
     length, found = sequences.shape[1], {}
-    with judging.skeleton(subject, length) as skeleton:
+    with judging.layerwise_model(subject, length) as layerwise:
         x = embed(weights, sequences.astype(np.int64))
-        for i, program in skeleton.layers():
-            skeleton.set_layer(i, weights)
+        for i, program in layerwise.layers():
+            layerwise.set_layer(i, weights)
             squares: list[Any] = [0.0] * len(program.matrices())
             for at in range(0, len(x), length):
                 tapes = program.inputs(x[at : at + length], length)
@@ -103,7 +103,7 @@ class Bench:
 
     def __init__(self, checkpoint: Path, tokens: int, data: Path | None) -> None:
         self.checkpoint, self.threads = checkpoint, len(os.sched_getaffinity(0))
-        ids, prefix = Text.evaluation().encode(checkpoint)
+        ids, prefix = EvaluationText.packaged().encode(checkpoint)
         self.ids, self.prefix = windows(ids, prefix, WINDOW, tokens), len(prefix)
         self.rows: list[dict[str, Any]] = []
         if data is not None:
@@ -188,7 +188,7 @@ def main() -> None:
         if arguments.json:
             whole = {
                 "checkpoint": arguments.checkpoint.name,
-                "text": Text.evaluation().name,
+                "text": EvaluationText.packaged().name,
                 "window": WINDOW,
                 "machine": platform.machine(),
                 "models": figures,

@@ -91,11 +91,10 @@ class LLM:
             calibration_data=calibration_data,
             bits=bits,
         )
-        self.tokenizer = Tokenizer.from_directory(build.words)
-        self.chat_template = ChatTemplate.from_directory(build.words, self.tokenizer.special_tokens)
-        self.default_params = SamplingParams(
-            **recommended(sampling_defaults(build.words), f"{build.words}/generation_config.json")
-        )
+        self.tokenizer = Tokenizer.from_directory(build.tokenizer_directory)
+        self.chat_template = ChatTemplate.from_directory(build.tokenizer_directory, self.tokenizer.special_tokens)
+        generation = f"{build.tokenizer_directory}/generation_config.json"
+        self.default_params = SamplingParams(**recommended(sampling_defaults(build.tokenizer_directory), generation))
         self.compiled = build.run(config.max_model_len)
         limits = scheduler_config(self.compiled, config)
         self._core = load_core(self.compiled, config, limits, self.tokenizer, self.tokenizer.eos_token_ids)

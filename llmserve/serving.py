@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .api.checks import check
-from .compile.prepare import Prepared, prepare
-from .compile.recall import Recalled
+from .compile.prepare import PreparedModel, prepare
+from .compile.recall import RecalledBuild
 from .config import Config, sampling_defaults
 from .console import Steps, say
 from .text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def serve(config: Config) -> None:
     check(server)
     with Steps() as steps, ThreadPoolExecutor(1, "llmserve-start") as beside:
         with _without_garbage_collection():
-            build: Prepared = prepare(
+            build: PreparedModel = prepare(
                 model.path,
                 quant=model.quant,
                 device=model.device,
@@ -38,8 +38,8 @@ def serve(config: Config) -> None:
                 bits=model.bits,
                 report=model.report,
             )
-            loading = beside.submit(Tokenizer.from_directory, build.words)
-            if isinstance(build, Recalled):
+            loading = beside.submit(Tokenizer.from_directory, build.tokenizer_directory)
+            if isinstance(build, RecalledBuild):
                 read_ahead(build.compiled.params)
 
             from .api.app import create_app
@@ -52,8 +52,9 @@ def serve(config: Config) -> None:
 
         # A wrong tokenizer or template is an error before anything is converted or compiled.
         tokenizer = loading.result()
-        template = ChatTemplate.from_directory(build.words, tokenizer.special_tokens, server.chat_template)
-        defaults = recommended(sampling_defaults(build.words), f"{build.words}/generation_config.json")
+        directory = build.tokenizer_directory
+        template = ChatTemplate.from_directory(directory, tokenizer.special_tokens, server.chat_template)
+        defaults = recommended(sampling_defaults(directory), f"{directory}/generation_config.json")
         compiled = build.run(config.engine.max_model_len)
     scheduler = scheduler_config(compiled, config.engine)
     engine = AsyncEngine(

@@ -2,20 +2,37 @@
 
 Other shapes have transformers as their reference, in float32 and with the same rounding (tests/reference.py).
 
-Reads the same converted weights as the engine. It shares the activation rounding with the kernels' own oracle and
-nothing else with the product's forward pass.
+Reads the same converted weights as the engine. Nothing of the product's forward pass is used.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from llmserve.kernels.cpu.rounding import quantize_activations
+from llmserve.kernels.cpu.rounding import shared_groups
 from llmserve.models import rope
 from llmserve.models.config import DecoderConfig
 from llmserve.quant.group import GroupFormat, dequantize
 from llmserve.quant.scheme import Scheme
 from llmserve.weights.load import load_params
+
+
+def quantize_activations(
+    x: npt.NDArray[np.float32], fmt: GroupFormat
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """The kernels' activation rounding in numpy: x [M, K] → (int8 [M, groups, group size], scales float32 [M, groups]).
+
+    Symmetric, scale = max|x| / 127 over `shared_groups` groups, which all have that scale, rounding half to even; K is
+    padded with zeros to whole groups.
+    """
+    m, groups, shared = len(x), fmt.groups(x.shape[1]), shared_groups(fmt)
+    padded = np.zeros((m, -(-groups // shared), shared * fmt.group_size), np.float32)
+    padded.reshape(m, -1)[:, : x.shape[1]] = x
+    largest = np.abs(padded).max(-1)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    values = np.rint(padded * inverse[:, :, None]).astype(np.int8).reshape(m, -1, fmt.group_size)
+    return values[:, :groups], np.repeat(largest * np.float32(1 / 127), shared, 1)[:, :groups]
 
 
 class Oracle:

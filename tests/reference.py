@@ -15,17 +15,18 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llmserve.compile.build import Build
-from llmserve.compile.quality import Stored
-from llmserve.kernels.cpu.rounding import quantize_activations
+from llmserve.compile.quality import StoredWeights
 from llmserve.quant.group import GroupFormat
 from llmserve.weights.load import load_params
 from llmserve.weights.source import copy_companions, write_json
+
+from .oracle import quantize_activations
 
 
 def checkpoint_of_stored(build: Build, out: Path) -> Path:
     """A float32 checkpoint of the weights that `build` stored, dequantized, as the family publishes them."""
     plan = build.subject.plan(build.scheme)
-    weights = Stored(load_params(build.weights()), plan)
+    weights = StoredWeights(load_params(build.weights()), plan)
     tensors: dict[str, np.ndarray] = {}
     for param in plan.params:
         ours = np.atleast_1d(weights.tensor(param.name) - np.float32(param.added))

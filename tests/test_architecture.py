@@ -429,6 +429,12 @@ def test_documents_name_files_that_exist(document: str) -> None:
         assert (REPOSITORY / name).exists() or (PACKAGE / name).exists(), f"{document} names {name}"
 
 
+def test_every_family_has_a_row_in_the_documents() -> None:
+    named = set(re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs" / "families.md").read_text("utf-8"), re.MULTILINE))
+    files = {name.removeprefix("models.") for name, _, _ in modules(PACKAGE) if name.startswith("models.")}
+    assert named == files - NOT_FAMILIES
+
+
 def test_worked_examples_are_the_code() -> None:
     """Each block of Python in CONTRIBUTING.md consists of lines of one file, so that it cannot grow old."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)

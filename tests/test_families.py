@@ -17,7 +17,7 @@ from llmserve.compile.build import Build
 from llmserve.compile.host import kernel_set
 from llmserve.engine.plan.scheduler import ScheduledSequence
 from llmserve.engine.plan.sequence import Request
-from llmserve.kernels.base import ACTIVATIONS, using
+from llmserve.kernels.base import FUSED_ACTIVATIONS, using
 from llmserve.models.base import families, read_family
 from llmserve.models.base import family as find
 from llmserve.models.layers import PageFormat
@@ -47,7 +47,7 @@ def representatives() -> list[str]:
             layer = family.model(config, PageFormat()).model.layers[0]
             kinds = frozenset(module.kind for _, module in walk(layer) if isinstance(module, Norm))
             norms = frozenset((kind.centred, kind.weight, kind.bias) for kind in kinds)
-            fused = config.activation in ACTIVATIONS
+            fused = config.activation in FUSED_ACTIVATIONS
             way = (norms, type(layer.mlp).of, fused, layer.self_attn.qkv_proj.order is None)
             found.setdefault(way, name)
     return sorted(found.values())

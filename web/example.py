@@ -27,15 +27,15 @@ def main(directory: Path) -> None:
     from llmserve.backends.recording import record
     from llmserve.compile.host import kernel_set, link_host_code
     from llmserve.compile.pipeline import build_context
+    from llmserve.kernels.gpu.layout import WeightLayout
     from llmserve.kernels.gpu.linear import linear
-    from llmserve.kernels.gpu.packed import Layout
     from llmserve.platforms import PLATFORMS
     from llmserve.quant.group import FORMATS, dequantize, quantize
 
     random = np.random.default_rng(0)
     fmt = FORMATS["int4"]
     q_weight, q_scale = quantize(random.standard_normal((OUTPUTS, INPUTS)).astype("float32"), fmt)
-    layout = Layout(OUTPUTS, INPUTS, fmt, "float32")
+    layout = WeightLayout(OUTPUTS, INPUTS, fmt, "float32")
     weights = layout.arrange({"q_weight": q_weight, "q_scale": q_scale})
     x = random.standard_normal((ROWS, INPUTS)).astype("float32")
 

@@ -18,8 +18,8 @@ from llmserve.compile.host import kernel_set, link_host_code
 from llmserve.compile.pipeline import build_context
 from llmserve.kernels.base import AttentionShape, NormKind
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
-from llmserve.kernels.gpu.packed import Layout
-from llmserve.kernels.gpu.threads import fold, grid, local, shared
+from llmserve.kernels.gpu.layout import WeightLayout
+from llmserve.kernels.gpu.threads import grid, local, reduce, shared
 from llmserve.kernels.tir import T, build, f32, put, sized, vec
 from llmserve.platforms import Gpu, Platform
 from llmserve.toolchain import tvm_version
@@ -33,8 +33,8 @@ LIBRARY, CASES = "kernels.so", "cases.json"
 _THREADS = 256
 
 
-def _layout(case: Case) -> Layout:
-    return Layout(case["n"], case["k"], storage_of(case["storage"]) or case["dtype"], case["dtype"])
+def _layout(case: Case) -> WeightLayout:
+    return WeightLayout(case["n"], case["k"], storage_of(case["storage"]) or case["dtype"], case["dtype"])
 
 
 def _linear(case: Case, gpu: Gpu) -> PrimFunc:
@@ -110,7 +110,7 @@ def _stream_read(case: Case, gpu: Gpu) -> PrimFunc:
                 for i in range(4):
                     put(total, total[0] + four[i], 0)
             put(parts, total[0], thread)
-            fold(parts, _THREADS, thread, lambda a, b: a + b)
+            reduce(parts, _THREADS, thread, lambda a, b: a + b)
             with T.If(thread == 0), T.Then():
                 put(sums, parts[0], row, 0)
 

@@ -62,7 +62,7 @@ def stored(rng: np.random.Generator, case: Case) -> tuple[dict[str, np.ndarray],
 
 
 def arranged(case: Case, parts: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The kernels' parameters, in their order; kernels/gpu/packed.py says the same, and needs a compiler to be read."""
+    """The kernels' parameters, in their order; kernels/gpu/layout.py says the same, and needs a compiler to be read."""
     return [parts[name] if name == "q_weight" else parts[name].astype(case["dtype"]) for name in parts]
 
 

@@ -1,8 +1,8 @@
-"""Which storage each matrix of a model gets that was quantized elsewhere: its own grid where we have one that holds it.
+"""The storage of each matrix of a model that was quantized elsewhere: its own grid where one of our formats holds it.
 
-Without a wish of the user's, nothing is rounded to fewer bits than its maker chose: what the file holds as floats
-beside quantized weights (embeddings and heads, mostly) is stored in 8 bits. A wish (`--quant`) is for what has to be
-rounded, and bounds the rest: grids of as many bits or fewer are taken over all the same, larger ones rounded again.
+Without `--quant`, nothing is rounded to fewer bits than its maker chose; floats beside quantized weights (embeddings
+and heads, mostly) are stored in 8 bits. `--quant` is the storage of all that must be rounded, and an upper bound for
+the rest: grids of as many bits or fewer are taken over, larger ones are rounded again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..weights.source import Packed, Source
 
 @dataclass(frozen=True)
 class _Adopted:
-    """A matrix's storage, and what is to be said of it."""
+    """A matrix's storage, and the figures that are reported of it."""
 
     name: str
     weights: int
@@ -40,7 +40,7 @@ class _Adopted:
 def adopt(
     matrices: Iterable[tuple[str, Matrix]], source: Source, rules: Sequence[Rule], wanted: Scheme, explicit: bool
 ) -> tuple[Scheme, str]:
-    """(the scheme with every matrix's storage, what became of them in one or two sentences).
+    """(the scheme with every matrix's storage, a report in one or two sentences).
 
     `wanted` is the scheme that the user named if `explicit`, else the default, of which only the platform's dtype
     counts. Raises CheckpointError where a matrix is missing or its tensors contradict each other.
@@ -67,7 +67,7 @@ def adopt(
 
 
 def _storage(packs: list[Packed | None], wanted: Storage | None) -> tuple[Storage, str]:
-    """A matrix's storage from what its tensors are packed in, and why it is rounded, if so."""
+    """(a matrix's storage, from the formats of its tensors; the reason why it is rounded, or "")."""
     if wanted is not None and not isinstance(wanted, GroupFormat):
         return wanted, "as asked"
     found = widest(pack.format if pack else INT8 for pack in packs)

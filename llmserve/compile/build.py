@@ -1,8 +1,7 @@
-"""Where family, scheme and platform meet: a model's name goes in, a compiled model comes out, all cached by cause.
+"""The build of a model, where family, scheme and platform meet: a model's name goes in, a compiled model comes out.
 
-Three steps, each of which is skipped when its result is there: weights (checkpoint → storage, any platform), params
-(storage → this platform's layout) and library (model → machine code). How each is done is the business of
-conversion.py and weights/, kernels/, and pipeline.py.
+Three steps, each cached by its causes: weights (checkpoint → storage, any platform), params (storage → this platform's
+layout) and library (model → machine code). The work of each is in conversion.py and weights/, kernels/, pipeline.py.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ from .environment import environment
 from .host import CPU_SOURCES, compute_dtype, gpu_arch, kernel_set, linker
 from .linking import complete, export
 from .pipeline import compile_module
-from .recall import Question, remember
+from .recall import BuildRequest, remember
 from .subject import Subject, tied_as_stored
-from .texts import Text
+from .texts import EvaluationText
 from .tools import require
 
 DEFAULT_CONTEXT = 8192
 
 
 def silent(step: str, detail: str, fraction: float | None) -> None:
-    """The Notify of who does not want to know."""
+    """A Notify that shows nothing."""
 
 
 class Build:
@@ -78,7 +77,7 @@ class Build:
         Conversion; a text of None is the package's.
         Raises CheckpointError, ConfigError or UnsupportedError, each naming what is wrong.
         """
-        self.question = Question(
+        self.request = BuildRequest(
             model,
             quant=quant,
             device=device,
@@ -88,16 +87,16 @@ class Build:
             calibration_data=calibration_data,
             bits=bits,
         )
-        self.name = self.question.name
-        # What clients and listings call it: a Hub id as it is, a directory or file by its last part.
+        self.name = self.request.name
+        # The name for clients and listings: a Hub id as it is, a directory or file by its last part.
         self.label = Path(self.name).resolve().name.removesuffix(".gguf") if Path(self.name).exists() else self.name
-        self.platform: Platform = self.question.platform
+        self.platform: Platform = self.request.platform
         self.arch = arch
-        self.limits = self.question.limits
+        self.limits = self.request.limits
         self.notify = notify
         self.notes: list[str] = []
         self._takeover = ""
-        self.directory = self.question.directory
+        self.directory = self.request.directory
         self.compute_dtype = compute_dtype(self.platform, arch, quant)
         self.converted = _converted_scheme(self.directory, self.compute_dtype)
         self.source = None if self.converted else open_source(self.directory)
@@ -110,17 +109,17 @@ class Build:
         if self.source and (parts := other_parts(self.source.names())):
             self.notes.append(f"Only text is served: {', '.join(parts)} of the checkpoint are left unread.")
         self.quant, self.bits, self.report = quant, bits, report
-        self.evaluation = None if evaluation_data is None else Text.read(evaluation_data)
+        self.evaluation = None if evaluation_data is None else EvaluationText.read(evaluation_data)
         if bits is None:
             self.scheme = self._scheme(quant)
         else:
             self._check_bits(bits, quant)
         self.methods = self._methods(calibrate)
-        self._calibration_data = self.question.calibration_data
+        self._calibration_data = self.request.calibration_data
         self._standing_notes = tuple(self.notes)  # which are said at every start, whatever is cached
 
     def _methods(self, calibrate: str | None) -> tuple[str, ...]:
-        """How weights are calibrated; what would do nothing is said and left out."""
+        """The calibration methods; where calibration would do nothing, a note says so and there are none."""
         methods = parse(calibrate)
         if methods and (self.converted or self._takeover):
             raise UnsupportedError(
@@ -140,11 +139,11 @@ class Build:
                 f"{self.name} holds quantized weights, so its bits are spent; "
                 "leave --bits out, or start from the unquantized checkpoint."
             )
-        mixed.check_budget([(m.out_features, m.in_features) for _, m in self.subject.frame.matrices()], bits)
+        mixed.check_budget([(m.out_features, m.in_features) for _, m in self.subject.unbound_model.matrices()], bits)
 
     @cached_property
     def scheme(self) -> schemes.Scheme:
-        """How each matrix is stored; with a budget of bits, known after measuring what each needs."""
+        """The storage of each matrix; with a budget of bits, known after the matrices' sensitivities are measured."""
         assert self.bits is not None, "without a budget it is set at once"
         formats = mixed.allocate(judging.sensitivities(self.subject, self.notify, self._calibration_data), self.bits)
         return schemes.mixed(f"mix{self.bits:g}", formats, self.compute_dtype)
@@ -186,7 +185,7 @@ class Build:
 
     @cached_property
     def subject(self) -> Subject:
-        """The checkpoint, for what is to be done with it on this machine's CPU: conversion, calibration, judging."""
+        """The checkpoint, as conversion, calibration and judging on this machine's CPU take it."""
         source = self.source or PlainSource(self.directory, self.raw_config)
         cpu = PLATFORMS["cpu"]
         # Whatever the model is compiled for: it may be for another machine, and layers are measured in float32.
@@ -205,9 +204,9 @@ class Build:
         )
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """Directory with config.json, tokenizer and chat template, which can be read before anything is converted."""
-        return self.directory if self.converted else self.subject.words
+        return self.directory if self.converted else self.subject.tokenizer_directory
 
     def weights(self) -> Path:
         """Directory with params.safetensors in the scheme's storage, config.json and the tokenizer."""
@@ -271,7 +270,7 @@ class Build:
 
     @cached_property
     def _library_causes(self) -> dict[str, Any]:
-        """Nothing of one model alone: its sisters of the same shape share the library. Rotary tables are arguments."""
+        """The causes of the library. Models of one shape share it: weights and rotary tables are not among them."""
         others = ("rope", "layers", "max_position_embeddings", "interleaved")
         shape = {key: value for key, value in vars(self.config).items() if key not in others}
         return {
@@ -360,9 +359,9 @@ class Build:
             notes=tuple(self.notes),
         )
         remember(
-            *(self.question, max_model_len, compiled),
+            *(self.request, max_model_len, compiled),
             label=self.label,
-            words=self.words,
+            tokenizer_directory=self.tokenizer_directory,
             frequencies=frequencies,
             notes=self._standing_notes,
         )

@@ -1,7 +1,7 @@
 """Calibrated rounding, layer by layer: the driver between the compiled layer and the arithmetic in quant/.
 
 One layer's float weights are in memory at a time, beside the activations of the calibration text. Each layer is rounded
-for the inputs that the layers before it, rounded already, really give it (Frantar et al. 2022, section 3.3). A layer's
+for the inputs that the layers before it, already rounded, give it (Frantar et al. 2022, section 3.3). A layer's
 result lands in the cache as an artifact of its own, so that a run that was killed goes on where it stopped.
 """
 
@@ -138,7 +138,7 @@ class Calibrator:
             shutil.rmtree(path, ignore_errors=True)
 
     def _part(self, name: str, fraction: float, make: Callable[[Path], None]) -> dict[str, Any]:
-        """Takes a part from the cache or makes it; returns what was found out about it."""
+        """Takes a part from the cache or makes it; returns what its manifest says of dead and damped inputs."""
 
         def announced(directory: Path) -> dict[str, Any]:
             self.notify("calibrate", name, fraction)
@@ -204,7 +204,7 @@ class Calibrator:
         weights: dict[str, Array],
         rounded: MutableMapping[str, _Inputs],
     ) -> None:
-        """Scales the channels of a layer, in `weights` and in what is known of its matrices' inputs."""
+        """Scales the channels of a layer, in `weights` and in the moments of its matrices' inputs."""
         for fold in program.folds():
             inputs, fmt = rounded.get(fold.consumer), params[f"{fold.consumer}.weight"].storage
             if inputs is None or inputs.moments is None or not isinstance(fmt, GroupFormat):
@@ -356,7 +356,7 @@ class Calibrator:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is known of a matrix's inputs: their second moments [K, K], and these factored."""
+    """The second moments [K, K] of a matrix's inputs, and these factored."""
 
     moments: npt.NDArray[np.float32] | None
     factored: gptq.Factor | None

@@ -1,4 +1,4 @@
-"""The text that weights are calibrated on: a file of the user's or the package's own, as sequences of tokens.
+"""The calibration text: a file of the user's or the package's own, as sequences of tokens.
 
 A text file is one text; a file of JSON lines has a text (`{"text": …}`) or a conversation (`{"messages": […]}`, with
 `tools` if it has any) in each, and conversations go through the checkpoint's chat template.
@@ -29,7 +29,7 @@ _MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Sequences:
-    """Calibration sequences, and what a manifest says of them.
+    """Calibration sequences, and the facts that a manifest keeps of them.
 
     Attributes:
         ids: int32 [sequences, length].
@@ -48,8 +48,8 @@ class Sequences:
 
 
 def read(file: Path | None, checkpoint: Path, vocab_size: int, max_length: int) -> Sequences:
-    """At most TOKENS tokens of `file` (None: the package's own) in the checkpoint's words, in sequences of LENGTH or
-    of `max_length`, if that is less; if there are more, sequences from all over the text.
+    """At most TOKENS tokens of `file` (None: the package's own) by the checkpoint's tokenizer, in sequences of LENGTH
+    or of `max_length`, if that is less; if there are more, sequences from all over the text.
 
     Raises ConfigError when the file cannot be read or is too short, CheckpointError for a tokenizer that does not fit.
     """

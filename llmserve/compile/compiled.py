@@ -1,4 +1,4 @@
-"""What compilation hands to the engine: paths, shapes and limits. Data only, so that the engine needs no compiler."""
+"""The compiled model as the engine takes it: paths, shapes and limits. Data only, so the engine needs no compiler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERFACE_FILE = "interface.json"
 
 @dataclass(frozen=True)
 class Interface:
-    """How a compiled library wants to be called; written beside it.
+    """The calling interface of a compiled library; written beside it.
 
     Attributes:
         params: names of the packed parameters, in order.

@@ -1,4 +1,4 @@
-"""The first of a build's steps: a checkpoint becomes params in a scheme's storage, with all that goes with them."""
+"""Conversion, a build's first step: a checkpoint becomes params in a scheme's storage, with config and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from . import judging
 from .calibrate import Calibrator, Notify, needs_text
 from .calibration_data import read
 from .subject import Subject
-from .texts import Text
+from .texts import EvaluationText
 
 
 @dataclass
 class Conversion:
-    """How a checkpoint is to be converted.
+    """The settings of a checkpoint's conversion, and the conversion itself.
 
     Attributes:
         notes: sentences for the user, added as they come up.
-        takeover: what becomes of weights that are quantized already, if they are.
+        takeover: a sentence on weights that are quantized already; "" where there are none.
         report: judge the result; None does so where it takes half a minute at most.
-        evaluation: what to judge it on.
+        evaluation: the text of the report; None is the package's own.
     """
 
     subject: Subject
@@ -40,15 +40,17 @@ class Conversion:
     methods: tuple[str, ...] = ()
     calibration_data: Path | None = None
     report: bool | None = False
-    evaluation: Text | None = None
+    evaluation: EvaluationText | None = None
 
     @cached_property
     def calibrator(self) -> Calibrator | None:
-        """What rounds the weights where that takes a text. Raises ConfigError for a text that is of no use."""
+        """The calibrator, where the methods need a text, else None. Raises ConfigError for an unusable text."""
         if not needs_text(self.methods):
             return None
         config = self.subject.config
-        text = read(self.calibration_data, self.subject.words, config.vocab_size, config.max_position_embeddings)
+        text = read(
+            self.calibration_data, self.subject.tokenizer_directory, config.vocab_size, config.max_position_embeddings
+        )
         return Calibrator(self.subject, self.scheme, text, self.methods, self.notify)
 
     @property
@@ -80,7 +82,7 @@ class Conversion:
             self.calibrator.discard()
 
     def _into(self, directory: Path) -> dict[str, Any]:
-        """Fills an empty directory; returns what its manifest is to keep."""
+        """Fills an empty directory; returns the results for its manifest."""
 
         def progress(name: str, done: int, total: int) -> None:
             self.notify("convert", name, done / total if total else 1.0)
@@ -90,7 +92,7 @@ class Conversion:
         quantizer = scale_search.quantize if self.methods else group.quantize
         converted = convert(source, directory, plan, progress, quantizer=quantizer, made=made)
         self.notes += self.calibrator.notes if self.calibrator else []
-        self.subject.write_words(directory)
+        self.subject.write_tokenizer_files(directory)
         if self.takeover:
             self.notes.append(self.takeover)
         self.notes.append(f"Converted to {self.scheme.name}: {converted}.")
@@ -106,7 +108,7 @@ class Conversion:
         if not tokens:
             self.notes.append("The model is too large to be judged in passing; `llmserve convert` reports on quality.")
             return None
-        text = self.evaluation or Text.evaluation()
+        text = self.evaluation or EvaluationText.packaged()
         try:
             report = judging.judge(self.subject, directory, plan, self.scheme, converted, text, tokens, self.notify)
         except CheckpointError as error:  # without a tokenizer there are weights all the same

@@ -1,7 +1,7 @@
-"""Sets TVM up to compile for a platform: which compiler it calls, with what, and where that is.
+"""TVM's environment for compiling to a platform: the compilers that it calls, their options and their places.
 
-TVM finds out by itself, and then by the wrong things: the GPU that is in this machine, one directory of CUDA, AMD's
-device libraries for one width of wavefronts.
+Without this, TVM decides by the GPU that is in this machine, one directory of CUDA, and AMD's device libraries for one
+width of wavefronts, which are wrong for other machines.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _rocm(arch: str) -> None:
     import tvm_ffi
     from tvm.support import rocm
 
-    linker = tools.linker_of_llvm()
+    linker = tools.llvm_linker()
 
     @tvm_ffi.register_global_func("tvm_callback_rocm_bitcode_path", override=True)
     def bitcode(directory: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What is compiled with and for: the kernel set and TVM's target of a platform, and this machine's linker."""
+"""The kernel set and TVM target of a platform, and this machine's linker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import ArtifactError, LLMServeError, UnsupportedError
 from ..kernels.base import KernelSet
 from ..platforms import Gpu, Platform
 
-# What is linked into each library for CPUs.
+# Sources that are linked into each library for CPUs.
 CPU_SOURCES = tuple(Path(__file__).parents[1] / "backends" / name for name in ("cpu_threads.c", "cpu_replay.c"))
 
 
@@ -108,7 +108,7 @@ def _hidden_features() -> frozenset[str]:
 
 
 def linker(platform: Platform) -> Callable[..., None]:
-    """How objects become a shared library: what `export_library` wants as `fcompile`."""
+    """The function that links objects to a shared library, as `export_library` takes it for `fcompile`."""
     return link if platform.kernels == "cpu" else link_host_code
 
 

@@ -1,7 +1,7 @@
-"""How much is measured of a model, and with what: from a model's size to a number of tokens, a program and a report.
+"""The effort of quality reports and sensitivities: the tokens that a model's size allows, the programs, the results.
 
-The measuring itself is quality.py's and sensitivity.py's. Costs are counted in multiply-and-adds of weights and tokens,
-of which two cores of a server do about 3e10 a second.
+The measuring itself is in quality.py and sensitivity.py. Costs are counted in multiply-adds of weights and tokens; two
+cores of a server do about 3e10 a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..weights.load import load_params
 from . import calibration_data, quality, sensitivity
 from .layerwise import LayerProgram
 from .subject import Subject
-from .texts import Text
+from .texts import EvaluationText
 
 Notify = Callable[[str, str, float | None], None]
 
@@ -62,7 +62,7 @@ def judge(
     plan: ConversionPlan,
     scheme: Scheme,
     converted: ConversionReport,
-    text: Text,
+    text: EvaluationText,
     tokens: int,
     notify: Notify,
 ) -> Report:
@@ -70,16 +70,16 @@ def judge(
 
     Raises CheckpointError where the checkpoint has no tokenizer, or one that does not fit.
     """
-    ids, prefix = text.encode(subject.words)
+    ids, prefix = text.encode(subject.tokenizer_directory)
     if max(ids, default=0) >= subject.config.vocab_size:
         raise CheckpointError(f"The tokenizer has ids up to {max(ids)} for {subject.config.vocab_size} embeddings.")
     length = min(quality.WINDOW, subject.config.max_position_embeddings)
     windows = quality.windows(ids, prefix, length, tokens)
-    with skeleton(subject, windows.shape[1]) as layers:
+    with layerwise_model(subject, windows.shape[1]) as layers:
         comparison, matrices = quality.compare(
             layers,
-            quality.Unquantized(subject.source, plan),
-            quality.Stored(load_params(directory), plan),
+            quality.UnquantizedWeights(subject.source, plan),
+            quality.StoredWeights(load_params(directory), plan),
             scheme,
             windows,
             len(prefix),
@@ -98,7 +98,7 @@ def judge(
 
 
 def sensitivities(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
-    """How much each matrix suffers from fewer bits, on the text that weights are calibrated on (`data`, or ours).
+    """The sensitivity of each matrix to fewer bits, on the calibration text (`data`, or the package's own).
 
     Measured once for a checkpoint, whatever the budget, and kept in the cache.
     """
@@ -120,15 +120,17 @@ def sensitivities(subject: Subject, notify: Notify, data: Path | None = None) ->
 def measure(subject: Subject, notify: Notify, data: Path | None = None) -> list[Sensitivity]:
     """The same without the cache."""
     ids = chosen_sequences(subject, data)
-    weights = quality.Unquantized(subject.source, subject.plan(SCHEMES["f32"]))
-    with skeleton(subject, ids.shape[1]) as layers:
+    weights = quality.UnquantizedWeights(subject.source, subject.plan(SCHEMES["f32"]))
+    with layerwise_model(subject, ids.shape[1]) as layers:
         return sensitivity.measure(layers, weights, ids, 1, lambda detail, done: notify("sensitivity", detail, done))
 
 
 def chosen_sequences(subject: Subject, data: Path | None = None) -> npt.NDArray[np.int64]:
     """As many sequences [S, L] of the calibration text as the model's size allows."""
     config = subject.config
-    ids = calibration_data.read(data, subject.words, config.vocab_size, config.max_position_embeddings).ids
+    ids = calibration_data.read(
+        data, subject.tokenizer_directory, config.vocab_size, config.max_position_embeddings
+    ).ids
     least, most = _SENSITIVITY_TOKENS
     # A variant runs through half of the layers on average.
     cost = subject.plan(SCHEMES["f32"]).parameters * (sensitivity.MAX_VARIANTS / 2 + 2)
@@ -139,7 +141,7 @@ def chosen_sequences(subject: Subject, data: Path | None = None) -> npt.NDArray[
 
 
 @contextmanager
-def skeleton(subject: Subject, length: int) -> Iterator[quality.Skeleton]:
+def layerwise_model(subject: Subject, length: int) -> Iterator[quality.LayerwiseModel]:
     """The model's layers, compiled for windows of `length` tokens."""
     config, programs = subject.config, {}
     with TemporaryDirectory(prefix="llmserve-") as directory:
@@ -151,5 +153,5 @@ def skeleton(subject: Subject, length: int) -> Iterator[quality.Skeleton]:
             program.compile(subject.target, path)
             program.load(path)
             programs[kind] = program
-        head, bias = subject.frame.head_name, subject.frame.head_matrix.has_bias
-        yield quality.Skeleton(programs, config.layers, head, config.vocab_size, bias)
+        head, bias = subject.unbound_model.head_name, subject.unbound_model.head_matrix.has_bias
+        yield quality.LayerwiseModel(programs, config.layers, head, config.vocab_size, bias)

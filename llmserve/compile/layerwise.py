@@ -1,7 +1,7 @@
-"""One decoder layer at a time, compiled once and fed with each layer's float weights: what calibration looks through.
+"""Layer programs for calibration: one decoder layer, compiled once and run with each layer's float weights.
 
-The layer is the family's own module; what its weight matrices are multiplied with is recorded while it is traced, so
-no family knows of this. Keys and values live for one call only. Memory is that of one layer and one call's tokens.
+The layer is the family's own module; the inputs of its weight matrices are recorded while it is traced, so no family
+knows of this. Keys and values live for one call only. Memory is that of one layer and one call's tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from ..kernels import step
-from ..kernels.base import Composed, KernelSet, Weight, active, using
+from ..kernels.base import KernelSet, UnfusedWeight, Weight, active, using
 from ..kernels.step import Argument
 from ..models import rope
 from ..models.base import Family, batch_of, entry, spec_of
@@ -38,8 +38,8 @@ _PREFIX = "model.layers.0."
 
 
 @dataclass
-class _Recorded(Composed):
-    """A weight that notes what it is multiplied with, and is otherwise the one it stands for."""
+class _Recorded(UnfusedWeight):
+    """A weight that records its inputs on `tape`, and is otherwise `weight`."""
 
     weight: Weight
     tape: list[Tensor]
@@ -62,12 +62,12 @@ class _Recorded(Composed):
 _X = Argument("x", ("num_tokens", "hidden_size"), "float32")
 _POSITIONS = step.INDEX[step.index_of("positions")]
 _PLACES = tuple(row for row in step.INDEX if row.name not in ("token_ids", "logit_rows"))
-"""What a layer needs to know of its tokens."""
+"""The arguments by which a layer knows its tokens' positions and pages."""
 
 
 class _Layer(nn.Module):
-    """The entry points: what comes before the first layer, the inputs of a layer's matrices, its output, the norm after
-    the last layer, and what is done to the head's product."""
+    """The entry points: the first layer's input, the inputs of a layer's matrices, its output, the last norm, and the
+    scaling of the head's product."""
 
     def __init__(self, family: Family, config: DecoderConfig, kind: LayerKind) -> None:
         self.whole = family.model(config.one_layer(kind), PageFormat(_PAGE_SIZE, "float32"))
@@ -91,7 +91,7 @@ class _Layer(nn.Module):
 
     @entry(_X, *_PLACES, *step.ROTARY, "pages")
     def inputs(self, x: Tensor, pages: Tensor, **arrays: Tensor) -> tuple[Tensor, ...]:
-        """x [M, hidden] → what each matrix is multiplied with, [M, in], in the order of `matrices`."""
+        """x [M, hidden] → the input [M, in] of each matrix, in the order of `matrices`."""
         self.tape.clear()
         self._run(x, pages, arrays)
         return tuple(self.tape)
@@ -154,7 +154,7 @@ class LayerProgram:
         return [name for name, _ in self._module.whole.floats() if not name.startswith(_PREFIX)]
 
     def folds(self) -> list[Fold]:
-        """What calibration may scale."""
+        """The channels that calibration may scale."""
         return list(self._module.layer.folds())
 
     def compile(self, target: Mapping[str, Any], directory: Path) -> None:

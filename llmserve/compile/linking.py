@@ -1,4 +1,4 @@
-"""From compiled objects to a library: on this machine, for another kind of Linux, or left as objects for a Mac.
+"""Linking of compiled objects to a library: on this machine, for another kind of Linux, or left as objects for a Mac.
 
 Host code is compiled by TVM for any machine, but linking takes that machine's linker and C library. Without them the
 objects are kept in a tar file, which `complete` links on the machine that they are for.

@@ -1,11 +1,9 @@
-"""The passes that turn a traced model into a VM program, top to bottom.
+"""The compile pipeline: passes that turn a traced model into a VM program, top to bottom.
 
-Kernels are scheduled PrimFuncs already. What a family writes as plain operators is legalised, neighbouring ones are
-fused, and each is given the default schedule of its kind of device; a model without any is spared these passes. Then
-come memory planning and lowering.
-
-Nothing is freed before a call ends, as intermediates lie in storage that was planned for all of them together: dropping
-each reference after its last use took a small model 4 % of a step, and would free nothing.
+Kernels are scheduled PrimFuncs already. Plain operators of a family are legalised, fused with their neighbours and
+given the default schedule of the device; a model without any skips these passes. Then come memory planning and
+lowering. Nothing is freed before a call ends: intermediates share planned storage, and dropping references cost 4 % of
+a step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model, ready to be loaded: from the note of an earlier build, else by a build. TVM is imported for the latter."""
+"""Preparation of a model for loading: from the note of an earlier build, else by a build, for which TVM is imported."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, Protocol
 
 from ..config import EngineConfig
 from .compiled import CompiledModel
-from .recall import Question, recall
+from .recall import BuildRequest, recall
 
 
-class Prepared(Protocol):
-    """What there is to know of a model before it is compiled, and the compiled model."""
+class PreparedModel(Protocol):
+    """A model that may still have to be compiled: its name, its tokenizer's files, and `run` for the rest."""
 
     @property
     def label(self) -> str:
-        """What clients and listings call it."""
+        """The name for clients and listings."""
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """Directory with config.json, tokenizer and chat template."""
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
@@ -33,9 +33,9 @@ def prepare(
     notify: Callable[[str, str, float | None], None],
     report: bool | None = False,
     **choices: Any,
-) -> Prepared:
+) -> PreparedModel:
     """Arguments are those of `build.Build`, and so are the errors."""
-    found = recall(Question(model, engine=engine, **choices), engine.max_model_len)
+    found = recall(BuildRequest(model, engine=engine, **choices), engine.max_model_len)
     if found is not None:
         return found
     from .build import Build

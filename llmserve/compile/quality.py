@@ -1,8 +1,8 @@
-"""Runs the unquantized model and its converted twin side by side, a layer at a time, and measures how far they part.
+"""Comparison of a converted model with the unquantized one, side by side, a layer at a time.
 
 Memory is that of two layers in float32, the hidden states of the text, and a block of logits, whatever the model's
-size; so models larger than memory can be judged too. Both run in float32: what is measured are the stored weights,
-without the rounding of activations that a platform's kernels may add.
+size, so models larger than memory can be compared too. Both run in float32: the stored weights are measured, without
+the rounding of activations that a platform's kernels may add.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Weights(Protocol):
         """Some rows of a matrix; `rows` is a slice or an array of indices."""
 
 
-class Unquantized:
-    """Those of a checkpoint."""
+class UnquantizedWeights:
+    """The weights of a checkpoint."""
 
     def __init__(self, source: Source, plan: ConversionPlan) -> None:
         self._source = source
@@ -63,8 +63,8 @@ class Unquantized:
         return np.concatenate([as_float32(self._source.read_rows(source, int(i), int(i) + 1)) for i in rows])
 
 
-class Stored:
-    """Those of a converted directory, from its tensors by name."""
+class StoredWeights:
+    """The weights of a converted directory, from its tensors by name."""
 
     def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], plan: ConversionPlan) -> None:
         self._tensors = tensors
@@ -89,8 +89,8 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Skeleton:
-    """What is needed of a model to run it layer by layer.
+class LayerwiseModel:
+    """The programs and names by which a model is run layer by layer.
 
     Attributes:
         programs: by kind of layer.
@@ -140,33 +140,33 @@ def through(program: LayerProgram, x: Array, length: int, run: Callable[[Array, 
     return np.concatenate([run(x[at : at + step], length) for at in range(0, len(x), step)])
 
 
-def embed(weights: Weights, skeleton: Skeleton, ids: npt.NDArray[np.int64]) -> Array:
+def embed(weights: Weights, model: LayerwiseModel, ids: npt.NDArray[np.int64]) -> Array:
     """The first layer's input [S · L, hidden] for ids [S, L]."""
     unique, place = np.unique(ids, return_inverse=True)
     rows = weights.rows("model.embed_tokens.weight", unique)[place.reshape(-1)]
-    skeleton.set_layer(0, weights)  # with what the model has beside the embedding
-    return skeleton.program(0).begin(rows, np.tile(np.arange(ids.shape[1]), len(ids)))
+    model.set_layer(0, weights)  # with what the model has beside the embedding
+    return model.program(0).begin(rows, np.tile(np.arange(ids.shape[1]), len(ids)))
 
 
-def logits(weights: Weights, skeleton: Skeleton, normed: Array) -> Array:
+def logits(weights: Weights, model: LayerwiseModel, normed: Array) -> Array:
     """normed [R, hidden] → [R, vocab], with the head in float32 by blocks of rows."""
-    out = np.empty((len(normed), skeleton.vocab_size), np.float32)
-    for at in range(0, skeleton.vocab_size, _VOCABULARY_ROWS):
+    out = np.empty((len(normed), model.vocab_size), np.float32)
+    for at in range(0, model.vocab_size, _VOCABULARY_ROWS):
         block = slice(at, at + _VOCABULARY_ROWS)
-        out[:, block] = normed @ weights.rows(f"{skeleton.head}.weight", block).T
-    if skeleton.head_bias:
-        out += weights.tensor(f"{skeleton.head}.bias")
-    return skeleton.program(-1).finish(out)
+        out[:, block] = normed @ weights.rows(f"{model.head}.weight", block).T
+    if model.head_bias:
+        out += weights.tensor(f"{model.head}.bias")
+    return model.program(-1).finish(out)
 
 
 def positions(ids: npt.NDArray[np.int64], prefix: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of the flattened windows that predict a token of the text, and what each is to predict."""
+    """(rows of the flattened windows that predict a token of the text, the token that each is to predict)."""
     rows = np.arange(ids.size).reshape(ids.shape)[:, max(prefix - 1, 0) : -1]
     return rows.reshape(-1), ids[:, max(prefix, 1) :].reshape(-1)
 
 
 def compare(
-    skeleton: Skeleton,
+    model: LayerwiseModel,
     unquantized: Weights,
     stored: Weights,
     scheme: Scheme,
@@ -177,17 +177,17 @@ def compare(
     """Both models over windows of token ids [S, L], of which the first `prefix` of each are not predicted."""
     length = ids.shape[1]
     sample = max(1, _ERROR_TOKENS // length) * length
-    reference, ours = embed(unquantized, skeleton, ids), embed(stored, skeleton, ids)
+    reference, ours = embed(unquantized, model, ids), embed(stored, model, ids)
     wanted, targets = positions(ids, prefix)
     name = "model.embed_tokens"
     errors = [MatrixError(name, storage_name(scheme.storage_of(name)), relative(reference, ours))]
-    for i, program in skeleton.layers():
-        progress(f"layer {i + 1} of {len(skeleton.kinds)}", i / (len(skeleton.kinds) + 1))
-        float_layer = skeleton.set_layer(i, unquantized)
+    for i, program in model.layers():
+        progress(f"layer {i + 1} of {len(model.kinds)}", i / (len(model.kinds) + 1))
+        float_layer = model.set_layer(i, unquantized)
         some = reference[:sample]
         inputs = [program.inputs(some[at : at + length], length) for at in range(0, len(some), length)]
         reference = through(program, reference, length, program.output)
-        stored_layer = skeleton.set_layer(i, stored)
+        stored_layer = model.set_layer(i, stored)
         ours = through(program, ours, length, program.output)
         folded = any((stored_layer[name] != float_layer[name]).any() for name in program.floats())
         for m, name in enumerate(program.matrices()):
@@ -199,16 +199,16 @@ def compare(
     # The last layer's program holds the last norm of either model; they are the same float32 numbers.
     normed = [through(program, x, length, lambda rows, _: program.normed(rows))[wanted] for x in (reference, ours)]
     comparison = Comparison()
-    step = max(1, _LOGITS // skeleton.vocab_size)
+    step = max(1, _LOGITS // model.vocab_size)
     for at in range(0, len(wanted), step):
-        progress("comparing", (len(skeleton.kinds) + at / len(wanted)) / (len(skeleton.kinds) + 1))
-        expected = logits(unquantized, skeleton, normed[0][at : at + step])
-        got = logits(stored, skeleton, normed[1][at : at + step])
+        progress("comparing", (len(model.kinds) + at / len(wanted)) / (len(model.kinds) + 1))
+        expected = logits(unquantized, model, normed[0][at : at + step])
+        got = logits(stored, model, normed[1][at : at + step])
         comparison.add(expected, got, targets[at : at + step])
-        if at == 0 and skeleton.head != "model.embed_tokens":
-            off = logits(stored, skeleton, normed[0][:sample][:step]) - expected[:sample]
-            storage = storage_name(scheme.storage_of(skeleton.head))
-            errors.append(MatrixError(skeleton.head, storage, _ratio(off, expected[:sample])))
+        if at == 0 and model.head != "model.embed_tokens":
+            off = logits(stored, model, normed[0][:sample][:step]) - expected[:sample]
+            storage = storage_name(scheme.storage_of(model.head))
+            errors.append(MatrixError(model.head, storage, _ratio(off, expected[:sample])))
     progress("done", 1.0)
     return comparison, tuple(errors)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights in Hugging Face's format: what tests and benchmarks run on.
+"""Random checkpoints in Hugging Face's format, for tests and benchmarks.
 
 They have a real byte-level BPE tokenizer with ChatML markers, and every byte follows from the config and the seed.
 Weights are scaled so that activations stay near 1 and logits differ; the text that comes out is noise all the same.
@@ -47,7 +47,6 @@ TINY_LLAMA: dict[str, Any] = {
 }
 
 Shapes = Mapping[str, tuple[int, ...]]
-_DTYPES = {"float32": FLOATS["f32"], "float16": FLOATS["f16"], "bfloat16": FLOATS["bf16"]}
 _BLOCK = 1 << 20
 
 
@@ -76,14 +75,16 @@ def write_random_checkpoint(
         config |= ids
         _write_json(out / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
     _write_json(out / "config.json", config)
-    laws = {name: _Law(shape) for name, shape in shapes.items()} if shapes else tensor_laws(config)
-    specs = [TensorSpec(name, _DTYPES[dtype], law.shape) for name, law in laws.items()]
-    _write_weights(out, specs, laws, seed, shards)
+    distributions = (
+        {name: _Distribution(shape) for name, shape in shapes.items()} if shapes else tensor_distributions(config)
+    )
+    specs = [TensorSpec(name, FLOATS[dtype], distribution.shape) for name, distribution in distributions.items()]
+    _write_weights(out, specs, distributions, seed, shards)
     return out
 
 
 @dataclass(frozen=True)
-class _Law:
+class _Distribution:
     """A tensor's shape, and the normal distribution that its numbers are drawn from; a deviation of 0 is the
     default."""
 
@@ -94,15 +95,15 @@ class _Law:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint's tensors with this config, as the family's own modules say."""
-    return {name: law.shape for name, law in tensor_laws(config).items()}
+    return {name: distribution.shape for name, distribution in tensor_distributions(config).items()}
 
 
-def tensor_laws(config: Mapping[str, Any]) -> dict[str, _Law]:
-    """The same with what the numbers are to be: norms about 1, biases small, matrices 1/√in, less where layers add to
-    the residual sum, so that activations stay near 1."""
-    family, model = _frame(config)
+def tensor_distributions(config: Mapping[str, Any]) -> dict[str, _Distribution]:
+    """Names, shapes and distributions: norms about 1, biases small, matrices 1/√in, less where layers add to the
+    residual sum, so that activations stay near 1."""
+    family, model = _unbound_model(config)
     damping = (2 * model.config.num_layers) ** -0.5
-    laws: dict[str, _Law] = {}
+    distributions: dict[str, _Distribution] = {}
     for name, matrix in model.matrices():
         mapped = source_names(f"{name}.weight", family.weights)
         adds = name.endswith(("o_proj", "down_proj"))
@@ -110,31 +111,33 @@ def tensor_laws(config: Mapping[str, Any]) -> dict[str, _Law]:
         for source, rows in zip(mapped.sources, (matrix.out_features,) if whole else matrix.parts, strict=True):
             shape = (matrix.in_features, rows) if mapped.transposed else (rows, matrix.in_features)
             scale = damping if adds else 1 / model.config.embedding_scale if name == "model.embed_tokens" else 1.0
-            laws[source] = _Law(shape, 0.0, matrix.in_features**-0.5 * scale)
+            distributions[source] = _Distribution(shape, 0.0, matrix.in_features**-0.5 * scale)
             if matrix.has_bias:
-                laws[source.removesuffix("weight") + "bias"] = _Law((rows,), 0.0, 0.1)
+                distributions[source.removesuffix("weight") + "bias"] = _Distribution((rows,), 0.0, 0.1)
     for name, param in model.floats():
         mapped = source_names(name, family.weights, param.stacked)
         vector = name.endswith("norm.weight")
         own = param.shape if param.stacked == 1 else (param.shape[0] // param.stacked, *param.shape[1:])
         for source in mapped.sources:
-            laws[source] = _Law(own, (1.0 if vector else 0.0) - mapped.added, 0.1)
-    return laws
+            distributions[source] = _Distribution(own, (1.0 if vector else 0.0) - mapped.added, 0.1)
+    return distributions
 
 
-def _frame(config: Mapping[str, Any]) -> tuple[Family, CausalLM]:
+def _unbound_model(config: Mapping[str, Any]) -> tuple[Family, CausalLM]:
     family, read = read_family(config)
     with using(kernel_set(PLATFORMS["cpu"], None, "float32")[0]):
         return family, family.model(read, PageFormat())
 
 
-def _write_weights(out: Path, specs: list[TensorSpec], laws: Mapping[str, _Law], seed: int, shards: int) -> None:
+def _write_weights(
+    out: Path, specs: list[TensorSpec], distributions: Mapping[str, _Distribution], seed: int, shards: int
+) -> None:
     files = _assign(specs, shards)
     for file, group in groupby(specs, lambda spec: files[spec.name]):
         members = list(group)
         with SafetensorsWriter(out / file, members, {"format": "pt"}) as writer:
             for spec in members:
-                for first, rows in _random_rows(spec, laws[spec.name], seed):
+                for first, rows in _random_rows(spec, distributions[spec.name], seed):
                     writer.write(spec.name, rows, first)
     if shards > 1:
         total = sum(spec.nbytes for spec in specs)
@@ -152,11 +155,11 @@ def _assign(specs: list[TensorSpec], shards: int) -> dict[str, str]:
     return files
 
 
-def _random_rows(spec: TensorSpec, law: _Law, seed: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _random_rows(spec: TensorSpec, distribution: _Distribution, seed: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Blocks of rows."""
     rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(spec.name.encode())]))
     rows, width = spec.rows
-    mean, deviation = law.mean, law.deviation or width**-0.5
+    mean, deviation = distribution.mean, distribution.deviation or width**-0.5
     step = max(1, _BLOCK // width)
     for first in range(0, rows, step):
         block = rng.standard_normal((min(step, rows - first), width), dtype=np.float32)

@@ -1,11 +1,9 @@
-"""What earlier builds came to, by what was asked: a start that finds its answer here needs no compiler.
+"""Notes of earlier builds, by request: a start that finds its note here needs no compiler.
 
-Finding cached artifacts anew takes all of TVM, whose import alone is most of a start's time: the kernels' names and
-sizes are in the keys. So a build leaves a note of what it came to. A note is believed if nothing has changed that the
-answer depends on (checkpoint, machine, TVM, our own sources) and the artifacts that it names are whole; else there is
-none, and the build finds out. Imports no TVM.
-
-CPUs only: what a GPU's kernels depend on is asked of its driver, through TVM.
+Without a note, finding the cached artifacts takes all of TVM, whose import is most of a start's time, because the
+kernels' names and sizes are in the keys. A note is believed if nothing has changed that the result depends on
+(checkpoint, machine, TVM, our own sources) and the artifacts that it names are whole; else the build runs. Imports no
+TVM. For CPUs only: the facts about a GPU come from its driver, through TVM.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ _PROCESSOR = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a library is compiled for. `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
+    """The sizes of a compiled library: `max_num_batched_tokens` tokens in a step, `max_num_seqs` logit rows."""
 
     max_num_batched_tokens: int
     max_num_seqs: int = 64
@@ -54,8 +52,8 @@ class Limits:
         return cls(tokens, config.max_num_seqs, config.page_size)
 
 
-class Question:
-    """What is asked of a build, as far as its result depends on it.
+class BuildRequest:
+    """The request of a build, as far as its result depends on it.
 
     Attributes:
         name: how the model was asked for.
@@ -88,7 +86,7 @@ class Question:
         self._choices = {"quant": quant, "arch": arch, "calibrate": calibrate, "bits": bits}
 
     def _note(self, max_model_len: int | None) -> tuple[Path, dict[str, Any]] | None:
-        """Where a note about this would be, and what it would depend on; None if there can be none."""
+        """(the file of a note about this request, the causes that it would have); None if there can be no note."""
         processor = _processor() if self.platform.kernels == "cpu" else None
         if processor is None:
             return None
@@ -109,7 +107,7 @@ class Question:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        """What is there, beside what is asked."""
+        """The causes beside the request: checkpoint, texts, sources, versions."""
         manifest, text = self.directory / artifact.MANIFEST, self.calibration_data
         return {
             "checkpoint": artifact.checkpoint_fingerprint(self.directory),
@@ -122,16 +120,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """What a build would come to, without one.
+class RecalledBuild:
+    """The result of an earlier build, from its note.
 
     Attributes:
         label: what clients and listings call the model.
-        words: directory with config.json, tokenizer and chat template.
+        tokenizer_directory: directory with config.json, tokenizer and chat template.
     """
 
     label: str
-    words: Path
+    tokenizer_directory: Path
     compiled: CompiledModel
 
     def run(self, max_model_len: int | None = None) -> CompiledModel:
@@ -139,10 +137,10 @@ class Recalled:
         return self.compiled
 
 
-def recall(question: Question, max_model_len: int | None) -> Recalled | None:
-    """What a build of this came to, if it is all there still."""
+def recall(request: BuildRequest, max_model_len: int | None) -> RecalledBuild | None:
+    """The result of an earlier build of this request, if all of it is still there."""
     try:
-        place = question._note(max_model_len)
+        place = request._note(max_model_len)
         if place is None:
             return None
         note = json.loads(place[0].read_text(encoding="utf-8"))
@@ -156,11 +154,11 @@ def recall(question: Question, max_model_len: int | None) -> Recalled | None:
             return None
         frequencies = [(np.array(own, np.float32), float(factor)) for own, factor in note["rope"]]
         cos, sin = rope.tables_of(frequencies, note["max_model_len"])
-        return Recalled(
+        return RecalledBuild(
             label=note["label"],
-            words=Path(note["words"]),
+            tokenizer_directory=Path(note["words"]),
             compiled=CompiledModel(
-                name=question.name,
+                name=request.name,
                 source=Path(note["source"]),
                 library=library,
                 params=params,
@@ -178,34 +176,34 @@ def recall(question: Question, max_model_len: int | None) -> Recalled | None:
 
 
 def remember(
-    question: Question,
+    request: BuildRequest,
     max_model_len: int | None,
     compiled: CompiledModel,
     *,
     label: str,
-    words: Path,
+    tokenizer_directory: Path,
     frequencies: list[rope.Frequencies],
     notes: Sequence[str],
 ) -> None:
-    """Leave a note of what a build came to.
+    """Writes a note of a build's result.
 
     `frequencies` are `rope.inverse_frequencies`, from which the tables are made again, `notes` what every start is to
     say. A cache that cannot be written costs the next start a second, no more.
     """
     try:
-        place = question._note(max_model_len)
+        place = request._note(max_model_len)
     except OSError:  # the checkpoint has gone meanwhile
         return
     if place is None:
         return
     path, causes = place
     artifacts = {"library": compiled.library, "params": compiled.params, "weights": compiled.source}
-    if words.parent == artifact.cache_root() / "words":  # else they are the checkpoint's own
-        artifacts["words"] = words
+    if tokenizer_directory.parent == artifact.cache_root() / "words":  # else they are the checkpoint's own
+        artifacts["words"] = tokenizer_directory
     note = {
         "causes": causes,
         "label": label,
-        "words": str(words.absolute()),
+        "words": str(tokenizer_directory.absolute()),
         "source": str(compiled.source.absolute()),
         "artifacts": {kind: str(directory.absolute()) for kind, directory in artifacts.items()},
         "scheme": compiled.scheme,

@@ -1,8 +1,9 @@
-"""`python -m llmserve.compile.selftest PLATFORM [ARCH]`: one of our own kernels compiled, run and compared with numpy.
+"""The self-test of a device: one of our own kernels compiled, run and compared with numpy.
 
-It is a matrix of 4-bit weights, times a few rows: storage, packing, host code, launches, shared memory and barriers
-take part. The last line printed is JSON: what is wrong ("problem", empty if nothing), the seconds that a run took, and
-what the device calls itself.
+    python -m llmserve.compile.selftest PLATFORM [ARCH]
+
+The kernel multiplies 4-bit weights with a few rows, which uses storage, packing, host code, launches, shared memory and
+barriers. The last line printed is JSON: "problem" (empty if there is none), the seconds of a run, the device's name.
 """
 
 from __future__ import annotations

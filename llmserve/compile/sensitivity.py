@@ -1,9 +1,9 @@
-"""How much each weight matrix suffers from fewer bits: the KL divergence that rounding it alone causes.
+"""Sensitivity of each weight matrix to fewer bits: the KL divergence that rounding it alone causes.
 
 The unquantized model runs once over some text, a layer at a time, together with variants of itself, each with a few
-matrices rounded to the smallest format: one kind in one layer, or in deep models in a few neighbouring ones. What a
-variant's divergence says of its matrices is shared out among them, and carried over to the other formats, in proportion
-to the squared errors of their outputs, which small divergences are proportional to (a Taylor expansion's second term).
+matrices rounded to the smallest format: one kind in one layer, or in deep models in a few neighbouring ones. A
+variant's divergence is divided among its matrices, and scaled to the other formats, in proportion to the squared errors
+of their outputs: small divergences are proportional to these (a Taylor expansion's second term).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..quant.group import GroupFormat, dequantize, quantize
 from ..quant.mixed import CHOICES, Sensitivity
 from ..quant.report import divergence, log_softmax
-from .quality import Array, Progress, Skeleton, Weights, embed, logits, positions, through
+from .quality import Array, LayerwiseModel, Progress, Weights, embed, logits, positions, through
 
 MAX_VARIANTS = 32  # beside those of embedding and head; deeper models have layers share one
 _ERROR_TOKENS = 1024
@@ -29,11 +29,11 @@ _PREDICTIONS = 1 << 26  # logits over all positions that a variant is judged by;
 _TABLE_ROWS = 1 << 13  # of embedding and head, in float32 at a time
 
 Rounder = Callable[[Array, GroupFormat], Array]
-"""What becomes of a matrix [n, k] that is stored in a format, in float32."""
+"""(matrix [n, k], format) → the matrix as it is after storage in the format, float32."""
 
 
 def nearest(weight: Array, fmt: GroupFormat) -> Array:
-    """The Rounder that needs nothing but the weight."""
+    """A Rounder to the nearest level, without calibration."""
     return dequantize(*quantize(weight, fmt), fmt, weight.shape[1])
 
 
@@ -61,7 +61,7 @@ class _Variant:
 
 
 def measure(
-    skeleton: Skeleton,
+    model: LayerwiseModel,
     weights: Weights,
     ids: npt.NDArray[np.int64],
     prefix: int,
@@ -72,22 +72,22 @@ def measure(
 
     Raises CheckpointError when the unquantized model's outputs are NaN or infinite.
     """
-    depth, length = len(skeleton.kinds), ids.shape[1]
-    x = embed(weights, skeleton, ids)
+    depth, length = len(model.kinds), ids.shape[1]
+    x = embed(weights, model, ids)
     sample = max(1, _ERROR_TOKENS // length) * length
     variants: list[_Variant] = []
-    embedding, rows = "model.embed_tokens", _Rounded(weights, rounder)
-    first = _Variant(x=embed(rows, skeleton, ids))
-    first.note(embedding, (skeleton.vocab_size, x.shape[1]), _table_errors(weights, rounder, embedding, skeleton))
+    embedding, rows = "model.embed_tokens", _RoundedWeights(weights, rounder)
+    first = _Variant(x=embed(rows, model, ids))
+    first.note(embedding, (model.vocab_size, x.shape[1]), _table_errors(weights, rounder, embedding, model))
     variants.append(first)
-    heads: dict[int, Weights] = {0: rows} if skeleton.head == embedding else {}
+    heads: dict[int, Weights] = {0: rows} if model.head == embedding else {}
     open_: dict[str, _Variant] = {}
-    for i, program in skeleton.layers():
+    for i, program in model.layers():
         progress(f"layer {i + 1} of {depth}", i / (depth + 1))
         kinds = list(program.matrices())
         if i % _layers_together(depth, len(kinds)) == 0:  # new variants begin here
             open_ = {name: _Variant(x=x) for name in kinds}
-        layer = skeleton.set_layer(i, weights)
+        layer = model.set_layer(i, weights)
         some = x[:sample]
         tapes = [program.inputs(some[at : at + length], length) for at in range(0, len(some), length)]
         following = through(program, x, length, program.output)
@@ -101,26 +101,24 @@ def measure(
             size = _energy(inputs @ weight.T) or 1.0
             errors = {fmt: _energy(inputs @ (other - weight).T) / size for fmt, other in rounded.items()}
             variant.note(f"model.layers.{i}.{name}", weight.shape, errors)
-            skeleton.set_layer(i, weights, {f"{name}.weight": rounded[CHOICES[0].name]})
+            model.set_layer(i, weights, {f"{name}.weight": rounded[CHOICES[0].name]})
             variant.x = through(program, _states(variant), length, program.output)
             if len(variant.members) == 1:
                 variants.append(variant)
         x = following
-    if skeleton.head != embedding:
+    if model.head != embedding:
         last = _Variant(x=x)
-        last.note(
-            skeleton.head, (skeleton.vocab_size, x.shape[1]), _table_errors(weights, rounder, skeleton.head, skeleton)
-        )
+        last.note(model.head, (model.vocab_size, x.shape[1]), _table_errors(weights, rounder, model.head, model))
         heads[len(variants)] = rows
         variants.append(last)
-    harm = _divergences(skeleton, weights, x, [_states(v) for v in variants], heads, ids, prefix, progress)
+    harm = _divergences(model, weights, x, [_states(v) for v in variants], heads, ids, prefix, progress)
     found = {row.name: row for variant, nats in zip(variants, harm, strict=True) for row in variant.shared(nats)}
-    names = [embedding, *(f"model.layers.{i}.{name}" for i, p in skeleton.layers() for name in p.matrices())]
-    return [found[name] for name in names + ([skeleton.head] if skeleton.head != embedding else [])]
+    names = [embedding, *(f"model.layers.{i}.{name}" for i, p in model.layers() for name in p.matrices())]
+    return [found[name] for name in names + ([model.head] if model.head != embedding else [])]
 
 
 @dataclass(frozen=True)
-class _Rounded:
+class _RoundedWeights:
     """Weights whose matrices are rounded to the smallest format when rows of them are asked for."""
 
     weights: Weights
@@ -133,10 +131,10 @@ class _Rounded:
         return self.rounder(self.weights.rows(name, rows), CHOICES[0])
 
 
-def _table_errors(weights: Weights, rounder: Rounder, name: str, skeleton: Skeleton) -> dict[str, float]:
+def _table_errors(weights: Weights, rounder: Rounder, name: str, model: LayerwiseModel) -> dict[str, float]:
     """Squared relative errors of embedding or head by format, of the weights themselves."""
     size, off = 0.0, dict.fromkeys((fmt.name for fmt in CHOICES), 0.0)
-    for at in range(0, skeleton.vocab_size, _TABLE_ROWS):
+    for at in range(0, model.vocab_size, _TABLE_ROWS):
         rows = weights.rows(f"{name}.weight", slice(at, at + _TABLE_ROWS))
         size += _energy(rows)
         for fmt in CHOICES:
@@ -158,7 +156,7 @@ def _states(variant: _Variant) -> Array:
 
 
 def _divergences(
-    skeleton: Skeleton,
+    model: LayerwiseModel,
     weights: Weights,
     reference: Array,
     states: Sequence[Array],
@@ -170,24 +168,24 @@ def _divergences(
     """Mean KL divergence of each variant from the unquantized model, from the last layer's outputs.
 
     `heads`: where to take the head from instead of the model, by the variant's number."""
-    program, length = skeleton.program(-1), ids.shape[1]
+    program, length = model.program(-1), ids.shape[1]
     wanted, _ = positions(ids, prefix)
-    wanted = wanted[:: max(1, len(wanted) * skeleton.vocab_size // _PREDICTIONS)]
+    wanted = wanted[:: max(1, len(wanted) * model.vocab_size // _PREDICTIONS)]
 
     def normed(x: Array) -> Array:
         return through(program, x, length, lambda rows, _: program.normed(rows))[wanted]
 
     expected, others = normed(reference), [normed(x) for x in states]
     sums = np.zeros(len(states))
-    step = max(1, _LOGITS // skeleton.vocab_size)
-    depth = len(skeleton.kinds)
+    step = max(1, _LOGITS // model.vocab_size)
+    depth = len(model.kinds)
     for at in range(0, len(wanted), step):
         progress("comparing", (depth + at / len(wanted)) / (depth + 1))
-        log_p = log_softmax(logits(weights, skeleton, expected[at : at + step]))
+        log_p = log_softmax(logits(weights, model, expected[at : at + step]))
         if not np.isfinite(log_p).all():
             raise CheckpointError("The unquantized model's outputs hold NaN or infinity, so it cannot be measured.")
         for v, x in enumerate(others):
-            out = logits(heads.get(v, weights), skeleton, x[at : at + step])
+            out = logits(heads.get(v, weights), model, x[at : at + step])
             sums[v] += divergence(log_p, log_softmax(out)).sum()
     progress("done", 1.0)
     return [float(total) / len(wanted) for total in sums]

@@ -1,9 +1,9 @@
-"""A pass that lets one object stand for all equal ones in a planned program: shapes, and views of planned memory.
+"""A pass that merges equal objects of a planned program: shapes, and views of planned memory.
 
-The memory planner says which storage each intermediate tensor lies in, and the compiler makes a shape and a tensor for
-each of them, in every step again, though most are equal: in a decoder all layers have the same few. Making them takes
-longer than a small model's kernels do. Two tensors of one storage are never alive together, so one view serves both.
-Straight programs only, which is what tracing a model gives: a function with branches is left as it is.
+The memory planner assigns a storage to each intermediate tensor, and the compiler makes a shape and a tensor for each
+of them, in every step again, though most are equal: the layers of a decoder have the same few. Making them takes longer
+than a small model's kernels do. Two tensors of one storage are never alive together, so one view serves both. Straight
+programs only, which is what tracing a model gives: a function with branches is left as it is.
 """
 
 from __future__ import annotations

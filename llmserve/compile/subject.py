@@ -1,4 +1,4 @@
-"""What is to be converted, calibrated or measured: a checkpoint, its family, and the machine that does it."""
+"""The subject of conversion, calibration and measurement: a checkpoint, its family, and the CPU that works on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..kernels.base import KernelSet, using
 from ..models.base import CausalLM, Family
 from ..models.config import DecoderConfig
 from ..models.layers import PageFormat
-from ..quant.group import GroupFormat
+from ..models.parts import Order
+from ..quant.group import Storage
 from ..quant.scheme import Scheme
 from ..weights.convert import ConversionPlan, ParamPlan
 from ..weights.mapping import found_name, map_weights, source_names
@@ -23,11 +24,11 @@ from ..weights.source import Source, same_rows, write_json
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint with all that is known of it.
+    """A checkpoint with its family, its config and the CPU's kernels.
 
     Attributes:
-        label: what listings call it.
-        source: its tensors, and what goes with them.
+        label: its name in listings.
+        source: its tensors, tokenizer and other files.
         raw_config: its config.json.
         kernels, target, device: of the CPU that works on it.
     """
@@ -43,7 +44,7 @@ class Subject:
 
     @property
     def causes(self) -> dict[str, Any]:
-        """What anything depends on that is made from the checkpoint's tensors or words."""
+        """The causes of anything that is made from the checkpoint's tensors or tokenizer."""
         return {
             "checkpoint": artifact.checkpoint_fingerprint(self.source.path),
             "config": self.raw_config,
@@ -52,36 +53,34 @@ class Subject:
         }
 
     @property
-    def words(self) -> Path:
+    def tokenizer_directory(self) -> Path:
         """A directory with config.json, tokenizer and chat template: the checkpoint's own, or one in the cache."""
-        if self.source.has_words:
+        if self.source.has_tokenizer_files:
             return self.source.path
-        return artifact.obtain("words", {**self.causes, "model": self.label}, self.write_words)
+        return artifact.obtain("words", {**self.causes, "model": self.label}, self.write_tokenizer_files)
 
-    def write_words(self, directory: Path) -> None:
+    def write_tokenizer_files(self, directory: Path) -> None:
         write_json(directory / "config.json", self.raw_config)
         self.source.write_companions(directory)
 
     @cached_property
-    def frame(self) -> CausalLM:
-        """The module before its matrices are stored in any way: names and shapes."""
+    def unbound_model(self) -> CausalLM:
+        """The module before its matrices have a storage: names and shapes."""
         with using(self.kernels):
             return self.family.model(self.config, PageFormat())
 
     def plan(self, scheme: Scheme) -> ConversionPlan:
         """Every parameter with its sources; matrices in the scheme's storage, all else in float32."""
-        wanted: dict[str, tuple[tuple[int, ...], Any, Any]] = {}
-        for name, matrix in self.frame.matrices():
-            storage: Any = scheme.storage_of(name)
-            if not isinstance(storage, GroupFormat):
-                storage = {"float32": "f32", "float16": "f16"}[storage]
+        wanted: dict[str, tuple[tuple[int, ...], Storage, Order | None]] = {}
+        for name, matrix in self.unbound_model.matrices():
+            storage = scheme.storage_of(name)
             wanted[f"{name}.weight"] = ((matrix.out_features, matrix.in_features), storage, matrix.order)
             if matrix.has_bias:
-                wanted[f"{name}.bias"] = ((matrix.out_features,), "f32", matrix.order)
-        for name, param in self.frame.floats():
-            wanted[name] = (param.shape, "f32", param.order)
+                wanted[f"{name}.bias"] = ((matrix.out_features,), "float32", matrix.order)
+        for name, param in self.unbound_model.floats():
+            wanted[name] = (param.shape, "float32", param.order)
         ignore = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        mapped = map_weights(wanted, self.source.names(), self.family.weights, (*ignore, *self.source.spare()))
+        mapped = map_weights(wanted, self.source.names(), self.family.weights, (*ignore, *self.source.ignorable()))
         stored = scheme.stored
         params = []
         for m in mapped:
@@ -95,7 +94,7 @@ class Subject:
 def tied_as_stored(
     config: DecoderConfig, family: Family, stored: Source | Collection[str]
 ) -> tuple[DecoderConfig, list[str]]:
-    """The config with `tie_word_embeddings` as the weights have it, and what is to be said of that.
+    """(the config with `tie_word_embeddings` as the weights have it, notes for the user).
 
     A head that is missing is the embedding, and one that differs from the embedding is a head, whatever config.json
     says. `stored`: a checkpoint, or the names of converted parameters.

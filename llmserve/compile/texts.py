@@ -1,4 +1,4 @@
-"""Texts that models are measured on, as token ids of a model's own tokenizer."""
+"""Evaluation texts: what models are measured on, as token ids of a model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ _MAX_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text and what to call it."""
+class EvaluationText:
+    """A text that models are measured on, and its name in reports."""
 
     name: str
     content: str
 
     @classmethod
-    def evaluation(cls, file: Path | None = None) -> Text:
-        """The user's own, or what comes with llmserve. Raises ConfigError when it cannot be read, or is empty."""
-        return cls.read(file) if file else cls("the text that comes with llmserve", read(_PACKAGED / "evaluation.txt"))
+    def packaged(cls) -> EvaluationText:
+        """The text that comes with llmserve."""
+        return cls("the text that comes with llmserve", read(_PACKAGED / "evaluation.txt"))
 
     @classmethod
-    def read(cls, file: Path) -> Text:
+    def read(cls, file: Path) -> EvaluationText:
+        """A file of the user's. Raises ConfigError when it cannot be read, or is empty."""
         return cls(file.name, read(file))
 
     def encode(self, checkpoint: Path) -> tuple[list[int], list[int]]:
-        """(token ids, what the tokenizer puts before every text, which is a token or nothing)."""
+        """(token ids, the token that the tokenizer puts before every text, as a list of one or none)."""
         tokenizer = Tokenizer.from_directory(checkpoint)
         prefix = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
         return tokenizer.encode(self.content, add_special_tokens=False), prefix

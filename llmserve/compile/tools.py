@@ -1,7 +1,7 @@
-"""What compiling for a platform needs of this machine, and the command that gets what is missing. No tvm here.
+"""Tools that compiling for a platform needs on this machine, and the commands that install missing ones. No tvm here.
 
-Linking takes a C++ compiler everywhere. Kernels for cuda take nvcc or NVRTC, for rocm the linker of LLVM; those for
-metal and webgpu are source text, which the device's own driver compiles. What *running* takes: detect.py.
+Linking needs a C++ compiler everywhere. Kernels for cuda need nvcc or NVRTC, for rocm LLVM's linker; those for metal
+and webgpu are source text, which the device's driver compiles. detect.py knows what *running* needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LLD = ("ld.lld", *(f"ld.lld-{major}" for major in range(22, 13, -1)))
 
 @dataclass(frozen=True)
 class Tool:
-    """Something that compiling needs: where it is (None if it is missing), and the command that gets it."""
+    """A tool that compiling needs: its place (None if it is missing), and the command that installs it."""
 
     name: str
     found: str | None
@@ -33,7 +33,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class CudaCompiler:
-    """What turns CUDA source into machine code: `mode` as TVM_CUDA_COMPILE_MODE has it, `home` for CUDA_PATH."""
+    """A compiler of CUDA source: `mode` as TVM_CUDA_COMPILE_MODE has it, `home` for CUDA_PATH."""
 
     mode: str
     home: Path
@@ -83,7 +83,7 @@ def family(arch: str) -> str:
     return match[1] if match else arch
 
 
-def linker_of_llvm(machine: Machine = THIS) -> str | None:
+def llvm_linker(machine: Machine = THIS) -> str | None:
     """ld.lld, from the system or ROCm."""
     named = next(filter(None, map(shutil.which, _LLD)), None)
     found = first([Path("/opt/rocm/llvm/bin/ld.lld"), *sorted(Path("/opt").glob("rocm-*/llvm/bin/ld.lld"))[::-1]])
@@ -108,7 +108,7 @@ def _cuda(arch: str | None, machine: Machine) -> list[Tool]:
 
 
 def _rocm(arch: str | None, machine: Machine) -> list[Tool]:
-    return [Tool("LLVM's linker (ld.lld)", linker_of_llvm(machine), install(apt="lld"))]
+    return [Tool("LLVM's linker (ld.lld)", llvm_linker(machine), install(apt="lld"))]
 
 
 _OWN: Mapping[str, Callable[[str | None, Machine], list[Tool]]] = {"cuda": _cuda, "rocm": _rocm}

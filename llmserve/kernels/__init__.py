@@ -1,6 +1,6 @@
-"""TIR that the compiler would not find by itself, a folder for each kind of platform.
+"""Kernels in TIR, written by hand: a folder for CPUs and one for GPUs, and the protocol that both implement.
 
-Whatever imports tvm in llmserve imports this package first, so this is where a wrong TVM is found out.
+Every part of llmserve that imports tvm imports this package first, so a wrong TVM is refused here.
 """
 
 from ..toolchain import tvm_version

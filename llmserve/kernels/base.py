@@ -1,6 +1,6 @@
-"""What a platform's kernels offer to models and schemes: a protocol, and the set that is active while tracing.
+"""The protocol of kernel sets, and the set that is active while a model is traced.
 
-Layers call these methods and never learn which platform answers; a new platform implements this protocol.
+Layers call these methods and do not know the platform; a new platform implements this protocol.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Batch:
     sin: Tensor
 
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+FUSED_ACTIVATIONS = ("silu", "gelu_tanh")
 """What `gated` computes in one pass: x / (1 + e⁻ˣ), and ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks & Gimpel 2016).
 Any other activation is made of plain operators (models/activations.py)."""
 
 
 @dataclass(frozen=True)
-class Choices:
-    """How to choose a token from each row of logits: few arrays with fixed columns, as each costs a call its share.
+class ChoiceArguments:
+    """The arguments by which a token is chosen from each row of logits: few arrays, as each makes a call slower.
 
     knobs float32 [R, 4]: 1 / temperature, or 0 for the first of the largest (greedy); top_p; min_p; the row's random
     number in [0, 1). limits int32 [R, 4]: top_k, 0 for all; which of `masks` is the row's, -1 for none; the first of
@@ -63,7 +63,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What attention kernels depend on.
+    """The sizes and settings that attention kernels depend on.
 
     Attributes:
         window: keys a query sees, itself included; 0 for all of them.
@@ -139,8 +139,8 @@ class Weight(Protocol):
         """ids int32 [M] → rows [M, in]."""
 
 
-class Composed:
-    """The products of `Weight` that take a norm or an activation with them, as two operators of the active set."""
+class UnfusedWeight:
+    """A base for weights without fused products: norm or activation, then the product, as two operators."""
 
     def normed_matmul(
         self: Weight,
@@ -179,7 +179,7 @@ class KernelSet(Protocol):
         """(norm(x + residual), x + residual); a residual of None adds nothing."""
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
-        """activation(gate) * up, where gate_up [M, 2 * width] holds gate, then up; one of ACTIVATIONS."""
+        """activation(gate) * up, where gate_up [M, 2 * width] holds gate, then up; one of FUSED_ACTIVATIONS."""
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x[rows], residual[rows]); x and residual [M, …] of any widths, rows int32 [R]."""
@@ -201,7 +201,7 @@ class KernelSet(Protocol):
         """Logits float32 [R, vocab], written in place and returned: x · scale, then cap · tanh(x / cap) unless cap is
         0."""
 
-    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, choices: ChoiceArguments, chosen: Tensor) -> Tensor:
         """A token for each row of logits float32 [R, vocab], which stay as they are.
 
         Writes and returns `chosen` int32 [R, 2]: the token, and the bits of the row's largest logit after adjustments

@@ -40,7 +40,7 @@ INDEX = (
     # The rows whose logits (or hidden states) are wanted.
     Argument("logit_rows", ("num_logits",)),
 )
-"""What a step computes."""
+"""The tokens of a step, their pages, and the rows whose logits are wanted."""
 
 ROTARY = (
     Argument("cos", ("table", "rotary_width"), "float32"),
@@ -55,7 +55,7 @@ CHOICE = (
     Argument("amounts", ("num_adjustments", 3), "float32"),
     Argument("masks", ("num_masks", "mask_words")),
 )
-"""How a token is chosen from each row of logits: `kernels.base.Choices`."""
+"""The arguments of sampling: `kernels.base.ChoiceArguments`."""
 
 LOGITS = Argument("logits", ("num_logits", "vocab_size"), "float32")
 CHOSEN = Argument("chosen", ("num_logits", 2))

@@ -1,4 +1,4 @@
-"""A thin vocabulary over TVM's IRBuilder, so that kernels are plain Python that emits TIR.
+"""Helpers over TVM's IRBuilder: a kernel is plain Python that emits TIR.
 
 Python `for` and `if` unroll and specialise at build time; `T.serial`, `T.parallel` and `when` emit loops and branches.
 Nothing here knows a platform or an operator.

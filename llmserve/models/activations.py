@@ -1,5 +1,4 @@
-"""Activations as plain operators, for what no fused kernel computes. Kernels have their own:
-kernels.base.ACTIVATIONS."""
+"""Activations as plain operators; those that fused kernels compute are kernels.base.FUSED_ACTIVATIONS."""
 
 from __future__ import annotations
 

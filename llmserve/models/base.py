@@ -1,4 +1,4 @@
-"""The exported entry points of every family, written once, and how a family is found by its name.
+"""The exported entry points of every family, written once, and the look-up of a family by its name.
 
 A family file defines `Config(keys) -> DecoderConfig`, `Model` (a CausalLM), `WEIGHTS` (how its checkpoint names become
 ours) and `TINY` (a config.json for tests).
@@ -19,7 +19,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from ..errors import ConfigError, UnsupportedError
 from ..kernels import step as table
-from ..kernels.base import AttentionShape, Batch, Choices, active
+from ..kernels.base import AttentionShape, Batch, ChoiceArguments, active
 from ..kernels.step import Argument
 from ..weights.mapping import Rule
 from . import __path__ as _models_path
@@ -39,7 +39,7 @@ _PAGES = "pages"
 
 @dataclass(frozen=True)
 class Family:
-    """What a family file defines."""
+    """The definitions of a family file."""
 
     name: str
     config: Callable[[ConfigKeys], DecoderConfig]
@@ -79,8 +79,8 @@ def batch_of(arrays: Mapping[str, Any], **others: Any) -> Batch:
     return Batch(**{f.name: arrays[f.name] if f.name in arrays else others[f.name] for f in fields(Batch)})
 
 
-def choices_of(arrays: Mapping[str, Any]) -> Choices:
-    return Choices(**{f.name: arrays[f.name] for f in fields(Choices)})
+def choices_of(arrays: Mapping[str, Any]) -> ChoiceArguments:
+    return ChoiceArguments(**{f.name: arrays[f.name] for f in fields(ChoiceArguments)})
 
 
 class CausalLM(nn.Module):
@@ -115,7 +115,7 @@ class CausalLM(nn.Module):
         return head
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
-        """The weight matrices by name: what a quantization scheme decides about."""
+        """The weight matrices by name, whose storage a quantization scheme decides."""
         return ((name, module) for name, module in walk(self) if isinstance(module, Matrix))
 
     def floats(self) -> Iterator[tuple[str, FloatParam]]:
@@ -139,7 +139,7 @@ class CausalLM(nn.Module):
         return self.finish(logits)
 
     def finish(self, logits: Tensor) -> Tensor:
-        """What is done to the head's product; in place."""
+        """Scale and softcap of the head's product; in place."""
         scale, cap = self.config.logit_scale, self.config.logit_softcap
         return logits if scale == 1.0 and not cap else active().cap_logits(logits, scale, cap)
 

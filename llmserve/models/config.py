@@ -1,4 +1,4 @@
-"""Reading a Hugging Face config.json: what a decoder needs to know, each key checked, nothing guessed.
+"""The reader of a Hugging Face config.json: the settings of a decoder, each key checked, nothing guessed.
 
 A key that llmserve does not know is harmless; a known key with a value that llmserve does not implement is refused by
 name, because the model would answer wrongly. Pure Python: no tvm, no numpy.
@@ -103,7 +103,7 @@ class ConfigKeys:
         return value
 
     def expect(self, name: str, *supported: Any) -> None:
-        """Refuse a value that is there and not among `supported`; null counts as absent."""
+        """Refuses a value that is there and not among `supported`; null counts as absent."""
         value = self.raw.get(name)
         if value is not None and value not in supported:
             choices = ", ".join(map(repr, supported))

@@ -1,7 +1,7 @@
 """Attention, MLPs and the layers that decoders are made of, over the active kernel set.
 
 Nothing here knows a family, a scheme or a platform. Fused operators come from `kernels.active()`; what a family adds
-may be plain operators. Each layer says its own shape and what its channels are made by (`folds`).
+may be plain operators. Each layer declares its own shape and the producers of its channels (`folds`).
 """
 
 from __future__ import annotations

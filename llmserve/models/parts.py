@@ -1,7 +1,7 @@
-"""The smallest parts of decoder families: weight matrices, tables of numbers, and norms, as tvm modules.
+"""Basic parts of decoders: weight matrices, tables of numbers, and norms, as tvm modules.
 
-`Linear` and `Embedding` hold no weights until `bind` gives them the layout that scheme and platform agreed on. Each
-part says its own shape, and the order of its rows where that is not the checkpoint's. Nothing here knows a family.
+`Linear` and `Embedding` hold no weights until `bind` gives them a layout, chosen by scheme and platform. Each part
+declares its own shape, and the order of its rows where that is not the checkpoint's. Nothing here knows a family.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from ..kernels.base import ACTIVATIONS, NormKind, Weight, active
+from ..kernels.base import FUSED_ACTIVATIONS, NormKind, Weight, active
 from .activations import activate
 
 Order = npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Fold:
-    """A matrix whose input channels may be scaled, and what makes them: channel c comes from row `rows[c]` of
+    """A matrix whose input channels may be scaled, and their producer: channel c comes from row `rows[c]` of
     `producer` (and of its bias). Names are those below the layer."""
 
     consumer: str
@@ -91,7 +91,7 @@ class Linear(Matrix):
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         """The product with activation(gate) * up, where gate_up [M, 2 * in] holds gate, then up."""
-        if activation in ACTIVATIONS:
+        if activation in FUSED_ACTIVATIONS:
             kernel, params = self._bound()
             return kernel.gated_matmul(gate_up, activation, params)
         gate, up = op.split(gate_up, 2, axis=1)

@@ -26,7 +26,7 @@ def tables(config: DecoderConfig, length: int) -> tuple[Array, Array]:
 
 
 def tables_of(frequencies: list[Frequencies], length: int) -> tuple[Array, Array]:
-    """The same from what `inverse_frequencies` came to."""
+    """The same from the result of `inverse_frequencies`."""
     cos, sin = [], []
     for own, factor in frequencies:
         angles = np.arange(length, dtype=np.float32)[:, None] * own[None, :]

@@ -1,10 +1,10 @@
-"""Activation-aware scaling of channels (Lin et al. 2023, AWQ, arXiv:2306.00978), folded into what makes the channels.
+"""Activation-aware scaling of channels (AWQ, Lin et al. 2023, arXiv:2306.00978), folded into their producer.
 
-A matrix that is multiplied with channels x may have its columns multiplied by s where x is divided by s: the product
-is the same, but columns that carry much are rounded more finely beside those that carry little. Dividing costs nothing
-where a norm's weight or the rows of a linear layer make x: rows have scales of their own, which divide out of their
-rounding. s = energy^α, energy being the root of a channel's second moment (the paper takes the mean of |x|), normed
-as there; α is the one of a grid that leaves the least error of the output.
+If the columns of a matrix are multiplied by s and its input x is divided by s, the product stays the same, but columns
+with large inputs are rounded more finely. The division costs nothing where x comes from a norm's weight or the rows of
+a linear layer: rows have scales of their own, so their rounding does not change. s = energy^α, energy being the root of
+a channel's second moment (the paper takes the mean of |x|), normed as there; α is the one of a grid that leaves the
+least error of the output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _ROWS = 128  # of a matrix, from all over it, that α is judged by
 
 
 class Fold(Protocol):
-    """A matrix, and what makes its input channels: channel c comes from row `rows[c]` of `producer` (and of its bias).
+    """A matrix and the producer of its input channels: channel c comes from row `rows[c]` of `producer`, or of
+    its bias.
 
     `consumer` and `producer` are names of modules; a norm's weight has rows as well. The map need not be one to one:
     in grouped-query attention several channels come from one row of v, and share their s. Layers say theirs.

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): rounding in which later inputs make up for the errors of earlier ones.
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): rounding in which later inputs compensate the errors of earlier ones.
 
 Written as LDLQ, which Chee et al. 2023 (arXiv:2307.13304, theorem 6) show to give the same result without inverting
 anything: with H = (I + A) D (I + A)ᵀ, A strictly upper triangular, column k is rounded to Q(w_k - Σ_{i<k} e_i · A_ik),

@@ -1,4 +1,4 @@
-"""Group quantization in numpy: how 3-, 4- and 8-bit weights lie in memory, and the oracle for every kernel.
+"""Group quantization in numpy: the memory formats of 3-, 4- and 8-bit weights, and the oracle for every kernel.
 
 Weights are [out, in], packed along `in`, with one float16 scale per group: w ≈ (u - max_int) · scale, or with a zero
 point of each group's own, w ≈ (u - zero) · scale. `int4`, `int8` and `int3x40` lie as in MLC's q4f16_1, q8f16_1 and

@@ -1,8 +1,8 @@
-"""How many bits each weight matrix gets when all of them together may have so many.
+"""Allocation of a budget of bits to weight matrices.
 
-Harm is measured elsewhere (compile/sensitivity.py) and taken to add up over matrices. What is left is the
-multiple-choice knapsack problem, solved exactly by dynamic programming (Kellerer et al. 2004, Knapsack Problems, 11.5);
-so more bits are never worse by this measure, and the result depends on nothing but the figures.
+The harm of each format is measured elsewhere (compile/sensitivity.py) and assumed to add up over matrices. This is then
+the multiple-choice knapsack problem, solved exactly by dynamic programming (Kellerer et al. 2004, Knapsack Problems,
+11.5); so more bits are never worse by this measure, and the result depends on the figures alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEPS = 20_000  # of the budget, at most; real shapes have a common divisor tha
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one matrix [n, k] costs in each of CHOICES: `harm` is the KL divergence, in nats, that it alone causes."""
+    """The harm of one matrix [n, k] in each of CHOICES: the KL divergence, in nats, that it alone causes."""
 
     name: str
     shape: tuple[int, int]

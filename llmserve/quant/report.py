@@ -1,9 +1,9 @@
-"""What a conversion cost, measured against the unquantized model on text that neither has been fitted to. numpy only.
+"""The quality report of a conversion: the loss against the unquantized model, on text that neither was fitted to.
 
-Logits come in, figures, warnings and a table come out; compile/quality.py runs the two models. Perplexity is
-exp(mean of -ln p(next token)); KL divergence is Σ p·ln(p/q), p the unquantized model's distribution over the next
-token and q the quantized one's, in nats, averaged over positions; top-1 is the share of positions at which both think
-the same token the likeliest.
+Logits come in; figures, warnings and a table come out. numpy only: compile/quality.py runs the two models. Perplexity
+is exp(mean of -ln p(next token)); KL divergence is Σ p·ln(p/q), p the unquantized model's distribution over the next
+token and q the quantized one's, in nats, averaged over positions; top-1 is the share of positions at which both have
+the same likeliest token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CELLS = 1 << 21  # float64 values of a block of logits: a few such blocks are i
 
 @dataclass(frozen=True)
 class MatrixError:
-    """How far a matrix's outputs are off: √(Σ‖x(Ŵ - W)ᵀ‖² / Σ‖xWᵀ‖²) over the unquantized model's own inputs x."""
+    """The relative error of a matrix's outputs: √(Σ‖x(Ŵ - W)ᵀ‖² / Σ‖xWᵀ‖²) over the unquantized model's inputs x."""
 
     name: str
     storage: str

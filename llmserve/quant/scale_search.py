@@ -1,4 +1,4 @@
-"""Scales of groups by search instead of by their largest weight: signed, and with every level of the format in use.
+"""Search of group scales, instead of scales by the largest weight: signed, and with every level of the format in use.
 
 A format stores u in 0 … 2^bits - 1 for (u - max_int) · scale, so one side of zero has a level more than the other; a
 negative scale gives it to the other side. The error that counts is a weighted one, so clipping the largest weight is

@@ -1,7 +1,7 @@
-"""Quantization schemes: which storage each weight gets, and the one function that applies a scheme to a model.
+"""Quantization schemes: the storage of each weight, and the one function that applies a scheme to a model.
 
 A scheme sees only weight matrices (`out_features`, `in_features`, `has_bias`, `bind`) and knows no family and no
-platform: the platform's kernel set says how the chosen storage lies in its memory.
+platform: the platform's kernel set defines the memory layout of the chosen storage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scheme:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What a manifest says of the weights in this scheme, as JSON; `restored` reads it."""
+        """A manifest's entries on weights in this scheme, as JSON; `restored` reads them."""
         overrides = {name: storage_name(storage) for name, storage in sorted(self.overrides.items())}
         return {"scheme": self.name, "storage": storage_name(self.storage), "overrides": overrides}
 
@@ -118,7 +118,7 @@ def mixed(name: str, formats: Mapping[str, GroupFormat], compute_dtype: str) -> 
 
 
 class Matrix(Protocol):
-    """What a scheme sees of a module (models.layers.Matrix, without importing it)."""
+    """A weight matrix as a scheme sees it (models.parts.Matrix, without importing it)."""
 
     out_features: int
     in_features: int
@@ -128,7 +128,7 @@ class Matrix(Protocol):
 
 
 class Layouts(Protocol):
-    """What a scheme asks of a platform's kernels (kernels.base.KernelSet, without importing it)."""
+    """A platform's kernels as a scheme sees them (kernels.base.KernelSet, without importing it)."""
 
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> Any:
         """A weight in the platform's memory layout, for `Matrix.bind`."""

@@ -1,8 +1,8 @@
-"""Grids of integers that somebody else quantized to, put into our formats without rounding a value again.
+"""Takeover of integer grids that were quantized elsewhere, into our formats, without rounding any value again.
 
-A matrix quantized elsewhere is w = (u - zero) · scale like ours, but counts from another zero. Ours takes it over group
-by group: as it is, moved by a constant, or upside down with a negative scale, since (u - z)·s = (z' - u - z' + z)·-s.
-Groups larger than ours only repeat their scale. This file knows no file format.
+A matrix quantized elsewhere is w = (u - zero) · scale like ours, but with another zero. It is taken over group by
+group: unchanged, shifted by a constant, or negated with a negative scale, since (u - z)·s = (z' - u - z' + z)·-s.
+Groups larger than ours repeat their scale. This file knows no file format.
 """
 
 from __future__ import annotations

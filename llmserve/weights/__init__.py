@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint to a file of params: read | map | quantize | write, a tensor's rows at a time.
+"""Conversion of a checkpoint to a file of params: read | map | quantize | write, some rows of a tensor at a time.
 
-Nothing here knows a model family or a scheme by name: families hand in weight tables, schemes a conversion plan.
+Nothing here knows a model family or a scheme by name: families provide weight tables, schemes a conversion plan.
 """

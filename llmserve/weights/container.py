@@ -1,7 +1,7 @@
-"""The safetensors container: a header that is checked before it is believed, and a writer that streams.
+"""The safetensors container: a reader that checks the header, and a writer that streams.
 
-Ours rather than the `safetensors` package's because a conversion must neither hold a whole file in memory nor map it,
-and because a broken download should be reported in a sentence. The format: 8 bytes of header length, a JSON header of
+The `safetensors` package is not used, because a conversion must neither hold a whole file in memory nor map it, and
+because a broken download should be reported in a sentence. The format: 8 bytes of header length, a JSON header of
 {name: dtype, shape, data_offsets}, then the tensors back to back without holes.
 """
 
@@ -47,7 +47,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor is: its name, dtype and shape."""
+    """A tensor's name, dtype and shape."""
 
     name: str
     dtype: np.dtype[Any]

@@ -1,7 +1,7 @@
-"""Checkpoint → one file of params, as a plan says: read | check | quantize | write, a few megabytes of rows at a time.
+"""The conversion of a checkpoint by a plan: read | check | quantize | write, a few megabytes of rows at a time.
 
 The plan comes from the model and the scheme; this file knows neither. Memory does not grow with the model or with its
-largest tensor. Where the result lands, and whether it can be trusted, is artifact.py's business.
+largest tensor. artifact.py decides the place of the result, and whether it can be trusted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..disk import disk_errors, require_space
 from ..errors import CheckpointError, UnsupportedError
-from ..quant.group import GroupFormat, as_float32, quantize
+from ..quant.group import GroupFormat, Storage, as_float32, quantize
 from ..quant.takeover import Grid, holders
 from .container import SafetensorsWriter, TensorInfo, TensorSpec
 from .load import PARAMS_FILE
@@ -29,21 +29,20 @@ from .source import PlainSource, Source
 Array = npt.NDArray[Any]
 Quantizer = Callable[[Array, GroupFormat], tuple[Array, Array]]
 """Float weights [N, K] → (q_weight, q_scale), as `quant.group.quantize`."""
-Progress = Callable[[str, int, int], None]
+ByteProgress = Callable[[str, int, int], None]
 """Called after each parameter with its name, the bytes read so far, and the bytes to read in all."""
 
 FLOATS: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _BLOCK_BYTES = 8 << 20
-Storage = Literal["f32", "f16", "bf16"] | GroupFormat
 
 
 @dataclass(frozen=True)
 class ParamPlan:
-    """A parameter, and how it is made of tensors.
+    """A parameter, and the tensors that it is made of.
 
     Attributes:
         shape: before storage.
@@ -92,7 +91,7 @@ class ConversionPlan:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did. `peak_rss` is the high-water mark of the whole process, in bytes."""
+    """The figures of a conversion. `peak_rss` is the high-water mark of the whole process, in bytes."""
 
     tensors: int
     parameters: int
@@ -118,7 +117,7 @@ def convert(
     source: Source | str | Path,
     out_dir: str | Path,
     plan: ConversionPlan,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     *,
     quantizer: Quantizer = quantize,
     made: Mapping[str, Array] | None = None,
@@ -174,7 +173,7 @@ def _peak_rss() -> int:
 
 
 def _rows(param: ParamPlan) -> tuple[int, int]:
-    return TensorSpec(param.name, FLOATS["f32"], param.shape).rows
+    return TensorSpec(param.name, FLOATS["float32"], param.shape).rows
 
 
 def check_shapes(checkpoint: Source, plan: ConversionPlan) -> None:

@@ -1,4 +1,4 @@
-"""The model that `serve` and `chat` take when none is named: a small trained checkpoint that comes with the package."""
+"""The embedded model, for `serve` and `chat` without a model's name: a small trained checkpoint in the package."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From what a user calls a model to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
+"""The resolution of a model's name to a directory or GGUF file: a path is itself, `org/name[@revision]` is the Hub's.
 
 Only what llmserve reads is downloaded: JSON, safetensors, MLC's shards, tokenizer files and chat templates. Without a
-network the Hub's cache answers. Reading the files is read.py's business.
+network the Hub's cache answers. read.py reads the files.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def config_only(model: str, *, token: str | None = None) -> tuple[dict[str, Any]
         file = Path(hf_hub_download(repo, "config.json", revision=revision, token=token))
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        if (answer := _verdict(error, repo, revision)) is None:
+        if (answer := _final_error(error, repo, revision)) is None:
             answer = f"config.json of {repo} cannot be read as JSON: {error}."
         raise CheckpointError(answer) from error
     except Exception as error:
-        answer = _verdict(error, repo, revision)
+        answer = _final_error(error, repo, revision)
         if answer is None and not _is_network(error):
             raise
         raise CheckpointError(
@@ -99,7 +99,7 @@ def _download(repo: str, revision: str | None, token: str | None, progress: bool
     try:
         return Path(snapshot_download(repo, **options))
     except Exception as error:
-        if (answer := _verdict(error, repo, revision)) is not None:
+        if (answer := _final_error(error, repo, revision)) is not None:
             raise CheckpointError(answer) from error
         if not _is_network(error):
             raise
@@ -111,8 +111,8 @@ def _download(repo: str, revision: str | None, token: str | None, progress: bool
             ) from error
 
 
-def _verdict(error: Exception, repo: str, revision: str | None) -> str | None:
-    """The sentence for an answer that no second attempt changes, else None."""
+def _final_error(error: Exception, repo: str, revision: str | None) -> str | None:
+    """The sentence for an error that no second attempt changes, else None."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

@@ -1,4 +1,4 @@
-"""Converted params, mapped or read into memory: no parsing beyond the header. The reading end of convert.py."""
+"""The loader of converted params: mapped or read into memory, with no parsing beyond the header."""
 
 from __future__ import annotations
 

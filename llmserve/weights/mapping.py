@@ -1,8 +1,7 @@
-"""Weight tables: which checkpoint tensors, stacked row upon row, make up which of our parameters, and what is done to
-their numbers.
+"""Weight tables: the checkpoint tensors that make up each of our parameters, and the changes to their numbers.
 
 A family lists only what differs from the Hugging Face names; every other parameter is the tensor of the same name.
-Shapes are not looked at here (convert.py does), and nothing is left over or missing in silence.
+Shapes are checked in convert.py, not here. A tensor that is left over or missing is an error.
 """
 
 from __future__ import annotations

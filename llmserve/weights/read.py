@@ -1,8 +1,8 @@
-"""A checkpoint directory as an index of tensors, each read only when asked for and only as many rows as asked for.
+"""The reader of checkpoint directories: an index of tensors, of which only the requested rows are read.
 
-Reads safetensors, single or sharded. Pickled checkpoints are refused: unpickling runs whatever code they bring.
-Tensors are read into fresh buffers, not mapped, so that a conversion's resident memory is its working set and a file
-that shrinks underfoot is an error and not a SIGBUS.
+Reads safetensors, single or sharded. Pickled checkpoints are refused, because unpickling runs code from the file.
+Tensors are read into fresh buffers, not mapped: a conversion's resident memory is its working set, and a file that
+shrinks meanwhile is an error and not a SIGBUS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where weights come from, as a conversion sees it: named matrices and vectors of floats, some of them integers inside.
+"""Sources of weights, as a conversion reads them: named matrices and vectors of floats, some of them quantized.
 
 A plain checkpoint is a source of floats. Formats that hold quantized weights (weights/foreign) present the same names
-and shapes, and beside the floats the grid that these lie on, so that it can be taken over without rounding again.
+and shapes, and beside the floats their grid of integers, so that it can be taken over without rounding again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..quant.takeover import Grid
 from .container import TensorInfo
 from .read import Checkpoint
 
-# What a converted directory needs beside its weights; all small, and none of it code.
+# Files that a converted directory needs beside its weights; all small, and none of them code.
 COMPANIONS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "LICENSE*", "README*")
 _NOT_COMPANIONS = {
     *("config.json", "manifest.json", "quantize_config.json", "quant_config.json"),
@@ -33,7 +33,7 @@ _NOT_COMPANIONS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """What a source knows of a tensor that it holds quantized.
+    """The facts about a tensor that a source holds quantized.
 
     Attributes:
         format: ours that suits it: the smallest that holds its grid, or where none does, one that loses little.
@@ -57,14 +57,14 @@ class Source(ABC):
         path: directory or file.
         config: the keys of config.json, and config_file where they come from.
         kind: of packed weights: "gptq", "gguf" …; empty for a plain checkpoint.
-        has_words: whether `path` is a directory with config.json and tokenizer as Hugging Face has them.
+        has_tokenizer_files: whether `path` is a directory with config.json and tokenizer as Hugging Face has them.
     """
 
     path: Path
     config_file: Path
     config: dict[str, Any]
     kind: str = ""
-    has_words: bool = False
+    has_tokenizer_files: bool = False
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -88,8 +88,8 @@ class Source(ABC):
         """Rows [start, stop) of a tensor whose `packed` is exact. Raises ValueError for any other."""
         raise ValueError(f"{name} does not lie on a grid")
 
-    def spare(self) -> list[str]:
-        """Tensors that say nothing if the model has no place for them."""
+    def ignorable(self) -> list[str]:
+        """Tensors that may be ignored if the model has no place for them."""
         return []
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Source(ABC):
 class PlainSource(Source):
     """A checkpoint directory of floats, which are read as they lie there."""
 
-    has_words = True
+    has_tokenizer_files = True
 
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
         self.path, self.config_file, self.config = path, path / "config.json", dict(config or {})

@@ -18,8 +18,8 @@ from llmserve.backends.replay import CALLS_BEFORE_RECORDING, MAX_RECORDINGS, Rep
 from llmserve.compile.host import link
 from llmserve.compile.pipeline import compile_module
 from llmserve.kernels.base import NormKind
-from llmserve.kernels.cpu.elementwise import made_rows
-from llmserve.kernels.cpu.rows import Norm
+from llmserve.kernels.cpu.elementwise import prologue_alone
+from llmserve.kernels.cpu.prologue import NormPrologue
 
 from ..kernels.harness import NATIVE, target
 
@@ -41,10 +41,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     `out`, in memory of its own."""
     builder = relax.BlockBuilder()
     adding = builder.add_func(
-        made_rows("add", WIDTH, NATIVE, Norm(NormKind(1e-5), True)).without_attr("global_symbol"), "add"
+        prologue_alone("add", WIDTH, NATIVE, NormPrologue(NormKind(1e-5), True)).without_attr("global_symbol"), "add"
     )
     last = builder.add_func(
-        made_rows("last", WIDTH, NATIVE, Norm(NormKind(1e-5), False)).without_attr("global_symbol"), "last"
+        prologue_alone("last", WIDTH, NATIVE, NormPrologue(NormKind(1e-5), False)).without_attr("global_symbol"), "last"
     )
     for name in ("main", "fresh"):
         row = relax.TensorType((tvm.tirx.Var("n", "int64"), WIDTH), "float32")

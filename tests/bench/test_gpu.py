@@ -17,7 +17,7 @@ import pytest
 from benchmarks.gpu import cases, oracles, prepare, report, run
 from llmserve.engine.run.choices import ChoiceArguments, choose_in_numpy
 from llmserve.kernels.gpu import attention, elementwise, linear, sampling
-from llmserve.kernels.gpu.packed import Layout
+from llmserve.kernels.gpu.layout import WeightLayout
 from llmserve.quant.group import ALL_FORMATS
 
 WORKER = """
@@ -65,7 +65,7 @@ def test_every_kernel_is_checked_in_every_storage() -> None:
 def test_the_oracle_lays_weights_out_as_the_kernels_want_them(storage: str, dtype: str) -> None:
     case = {"storage": storage, "dtype": dtype, "n": 75, "k": 88}
     parts, _ = oracles.stored(np.random.default_rng(0), case)
-    layout = Layout(75, 88, oracles.storage_of(storage) or dtype, dtype)
+    layout = WeightLayout(75, 88, oracles.storage_of(storage) or dtype, dtype)
     wanted, found = list(layout.arrange(parts).values()), oracles.arranged(case, parts)
     assert [(a.shape, str(a.dtype)) for a in found] == list(layout.params.values())
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))

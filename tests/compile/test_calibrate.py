@@ -41,14 +41,14 @@ def test_layers_by_themselves_are_the_model(family: str, checkpoint: Make) -> No
     output what it was, up to float32's rounding of its weights."""
     directory = checkpoint(family)
     build = Build(str(directory), quant="f32")
-    weights = quality.Unquantized(build.subject.source, build.subject.plan(build.scheme))
+    weights = quality.UnquantizedWeights(build.subject.source, build.subject.plan(build.scheme))
     llm = LLM(directory, quant="f32", kv_cache_memory="16MiB", max_num_seqs=16)
     ids = np.random.default_rng(0).integers(0, 500, (2, 60))
     rng = np.random.default_rng(1)
-    with judging.skeleton(build.subject, 60) as skeleton:
-        states = quality.embed(weights, skeleton, ids)
-        for i, program in skeleton.layers():
-            own = skeleton.set_layer(i, weights)
+    with judging.layerwise_model(build.subject, 60) as layerwise:
+        states = quality.embed(weights, layerwise, ids)
+        for i, program in layerwise.layers():
+            own = layerwise.set_layer(i, weights)
             inputs = program.inputs(states, 60)
             assert [x.shape[1] for x in inputs] == [m.in_features for m in program.matrices().values()]
             before, states = states, program.output(states, 60)
@@ -58,7 +58,7 @@ def test_layers_by_themselves_are_the_model(family: str, checkpoint: Make) -> No
                 )
             program.set_weights(own, {name: weights.tensor(name) for name in program.outer_floats()})
             np.testing.assert_allclose(program.output(before, 60), states, atol=1e-4 * np.abs(states).max())
-        logits = quality.logits(weights, skeleton, program.normed(states)).reshape(2, 60, -1)
+        logits = quality.logits(weights, layerwise, program.normed(states)).reshape(2, 60, -1)
     for row, expected in zip(ids, logits, strict=True):
         np.testing.assert_allclose(llm.logits(row.tolist()), expected, atol=1e-5 * np.abs(expected).max())
 

@@ -16,7 +16,7 @@ from llmserve import LLM, artifact
 from llmserve.compile import calibration_data, judging, quality
 from llmserve.compile.build import Build
 from llmserve.compile.conversion import Conversion
-from llmserve.compile.texts import Text
+from llmserve.compile.texts import EvaluationText
 from llmserve.errors import ConfigError, UnsupportedError
 from llmserve.quant.mixed import CHOICES, allocate, bits_per_weight
 from llmserve.quant.report import Report, log_softmax
@@ -123,7 +123,7 @@ def test_shuffled_weights_are_warned_about(checkpoint: Checkpoints, text: Path, 
         tensors[f"{mixed_up}.{part}"] = tensors[f"{mixed_up}.{part}"][order]
     save_file(tensors, tmp_path / PARAMS_FILE)
     report = judging.judge(
-        build.subject, tmp_path, plan, build.scheme, converted, Text.read(text), 1024, lambda *news: None
+        build.subject, tmp_path, plan, build.scheme, converted, EvaluationText.read(text), 1024, lambda *news: None
     )
     assert report.worst[0].name == mixed_up and report.worst[0].error > 1
     assert report.figures["kl"] > 0.15
@@ -139,7 +139,7 @@ def test_what_is_no_number_is_said(checkpoint: Checkpoints, text: Path, tmp_path
     tensors["model.layers.0.mlp.down_proj.q_scale"][3] = np.nan
     save_file(tensors, tmp_path / PARAMS_FILE)
     report = judging.judge(
-        build.subject, tmp_path, plan, build.scheme, converted, Text.read(text), 1024, lambda *news: None
+        build.subject, tmp_path, plan, build.scheme, converted, EvaluationText.read(text), 1024, lambda *news: None
     )
     assert report.figures == {} and "the quantized model's outputs hold NaN or infinity" in str(report.failure)
     assert json.dumps(report.json, allow_nan=False) and "could not be judged" in report.warnings[0]
@@ -201,7 +201,7 @@ def test_texts_that_are_none(content: bytes | None, checkpoint: Checkpoints, tmp
 
 def test_the_packages_text_is_there_and_is_not_calibrated_with() -> None:
     """No run of 80 characters of it occurs in the calibration text."""
-    content = Text.evaluation().content
+    content = EvaluationText.packaged().content
     assert 20_000 < len(content) < 100_000
     calibration = calibration_data.PACKAGED.read_text("utf-8")
     rows = [json.loads(line) for line in calibration.splitlines()]
@@ -221,7 +221,7 @@ def measured(checkpoint: Checkpoints) -> list:
 def test_harm_is_the_divergence_that_one_matrix_causes(measured: list, checkpoint: Checkpoints, tmp_path: Path) -> None:
     """One matrix rounded to 3 bits by the oracle, on the same text: float32 against float64, so within 2 %."""
     subject = Build(str(checkpoint("llama")), quant="q4").subject
-    assert [row.name for row in measured] == [name for name, _ in subject.frame.matrices()]
+    assert [row.name for row in measured] == [name for name, _ in subject.unbound_model.matrices()]
     assert all(row.harm["int3"] > row.harm["int4"] > row.harm["int8"] > 0 for row in measured)
     build = Build(str(checkpoint("llama")), quant="f32")
     plain, rounded = Exact(build, build.weights()), Exact(build, build.weights())

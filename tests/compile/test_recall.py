@@ -38,14 +38,14 @@ def built(model: Path) -> CompiledModel:
     return Build(str(model), quant="q4", device="cpu").run()
 
 
-def recalled(model: Path, max_model_len: int | None = None, **choices: Any) -> recall.Recalled | None:
-    return recall.recall(recall.Question(str(model), **{"quant": "q4", "device": "cpu", **choices}), max_model_len)
+def recalled(model: Path, max_model_len: int | None = None, **choices: Any) -> recall.RecalledBuild | None:
+    return recall.recall(recall.BuildRequest(str(model), **{"quant": "q4", "device": "cpu", **choices}), max_model_len)
 
 
 def test_what_is_recalled_is_what_was_built(model: Path, built: CompiledModel) -> None:
     found = recalled(model)
     assert found is not None
-    assert (found.label, found.words) == (model.name, model)
+    assert (found.label, found.tokenizer_directory) == (model.name, model)
     for field in fields(CompiledModel):
         if field.name == "notes":  # what was made then is not made now
             assert built.notes and found.compiled.notes == ()
@@ -93,7 +93,7 @@ def test_another_installation_or_machine(
 
 
 def note_of(model: Path) -> Path:
-    place = recall.Question(str(model), quant="q4", device="cpu")._note(None)
+    place = recall.BuildRequest(str(model), quant="q4", device="cpu")._note(None)
     assert place is not None
     return place[0]
 
@@ -131,7 +131,8 @@ from llmserve.weights.load import read_ahead
 config = EngineConfig(kv_cache_memory=1 << 22)
 ready = prepare(sys.argv[1], engine=config, notify=lambda *step: None, quant="q4", device="cpu")
 read_ahead(ready.run().params)
-core = load_core(ready.run(), config, scheduler_config(ready.run(), config), Tokenizer.from_directory(ready.words))
+tokenizer = Tokenizer.from_directory(ready.tokenizer_directory)
+core = load_core(ready.run(), config, scheduler_config(ready.run(), config), tokenizer)
 tokens = []
 core.add_request("it", [1, 2, 3], SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
 core.add_request("its vector", [1, 2, 3], SamplingParams(pooling="mean"))

@@ -10,8 +10,8 @@ from tvm.runtime.vm import VirtualMachine
 
 from llmserve.compile.sharing import share_tensors
 from llmserve.kernels.base import NormKind
-from llmserve.kernels.cpu.elementwise import made_rows
-from llmserve.kernels.cpu.rows import Norm
+from llmserve.kernels.cpu.elementwise import prologue_alone
+from llmserve.kernels.cpu.prologue import NormPrologue
 
 from ..kernels.harness import NATIVE, target
 
@@ -30,7 +30,7 @@ LOWERED = tvm.transform.Sequential(
 def chain(depth: int) -> tvm.IRModule:
     """x, weight → (the last norm, the last sum) of `depth` times x, r = norm(x + r), x + r."""
     builder = relax.BlockBuilder()
-    kernel = builder.add_func(made_rows("add", WIDTH, NATIVE, Norm(NormKind(1e-5), True)), "add")
+    kernel = builder.add_func(prologue_alone("add", WIDTH, NATIVE, NormPrologue(NormKind(1e-5), True)), "add")
     size = tvm.tirx.Var("n", "int64")
     row = relax.TensorType((size, WIDTH), "float32")
     x, weight = relax.Var("x", row), relax.Var("weight", relax.TensorType((WIDTH,), "float32"))

@@ -21,7 +21,7 @@ from llmserve.compile.host import kernel_set
 from llmserve.compile.linking import cross_compiler, export, is_native
 from llmserve.compile.pipeline import build_context
 from llmserve.errors import ArtifactError, LLMServeError, UnsupportedError
-from llmserve.kernels.gpu.threads import barrier, fold, grid, shared
+from llmserve.kernels.gpu.threads import barrier, grid, reduce, shared
 from llmserve.kernels.tir import T, build, put, sized
 from llmserve.platforms import PLATFORMS
 
@@ -41,7 +41,7 @@ def softened(dtype: str) -> tvm.tirx.PrimFunc:
         with grid(THREADS, rows) as (row, thread):
             sums = shared(THREADS)
             put(sums, T.exp(T.Cast("float32", x[row, thread])), thread)
-            fold(sums, THREADS, thread, lambda a, b: a + b)
+            reduce(sums, THREADS, thread, lambda a, b: a + b)
             barrier()
             put(y, T.Cast(dtype, T.tanh(T.sqrt(sums[0]))) * T.exp(x[row, thread]), row, thread)
 
@@ -157,7 +157,7 @@ def test_another_kind_of_linux(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("platform_name", "hidden", "sentence"),
     [
-        ("rocm", "linker_of_llvm", r"Compiling for rocm needs LLVM's linker \(ld\.lld\); run: \w+ .*lld"),
+        ("rocm", "llvm_linker", r"Compiling for rocm needs LLVM's linker \(ld\.lld\); run: \w+ .*lld"),
         (
             "cuda",
             "cuda_compiler",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmserve.kernels.base import ACTIVATIONS, NormKind
+from llmserve.kernels.base import FUSED_ACTIVATIONS, NormKind
 from llmserve.kernels.cpu import elementwise, layout
-from llmserve.kernels.cpu.elementwise import made_rows
-from llmserve.kernels.cpu.rows import Gate, Norm
+from llmserve.kernels.cpu.elementwise import prologue_alone
+from llmserve.kernels.cpu.prologue import GatePrologue, NormPrologue
 from llmserve.quant.group import ALL_FORMATS, dequantize, pack
 
 from .harness import RUNNABLE, compiled
@@ -42,9 +42,9 @@ def test_norms_with_and_without_residual(kind, isa):
         params = [weight][: kind.weight] + [bias][: kind.bias]
         allowed = {"rtol": 2e-6, "atol": 2e-5 if kind.centred else 1e-6}
         y, total = np.empty_like(x), np.empty_like(x)
-        compiled(made_rows("norm", width, isa, Norm(kind, False)), isa)(x, *params, y)
+        compiled(prologue_alone("norm", width, isa, NormPrologue(kind, False)), isa)(x, *params, y)
         np.testing.assert_allclose(y, normed(x, kind, weight, bias), **allowed)
-        compiled(made_rows("norm", width, isa, Norm(kind, True)), isa)(x, r, *params, y, total)
+        compiled(prologue_alone("norm", width, isa, NormPrologue(kind, True)), isa)(x, r, *params, y, total)
         np.testing.assert_array_equal(total, x + r)
         np.testing.assert_allclose(y, normed(x + r, kind, weight, bias), **allowed)
 
@@ -58,12 +58,12 @@ def gate_of(activation, x):
 
 
 @both
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
 def test_gated_activation_over_the_whole_range(activation, isa):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(np.float32)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(np.float32)
     out = np.empty((1, gate.size), np.float32)
-    kernel = compiled(made_rows("gate", gate.size, isa, Gate(activation)), isa)
+    kernel = compiled(prologue_alone("gate", gate.size, isa, GatePrologue(activation)), isa)
     kernel(np.concatenate([gate, up])[None], out)
     # float32 rounds the exponent x · log2 e by up to |x| · 6e-8; where it is clamped the true value is below 1e-36. The
     # tanh of float64 is 1 less 1e-16, so below that the form by tanh says nothing.

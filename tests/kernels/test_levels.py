@@ -17,10 +17,11 @@ from llmserve.kernels.cpu import isa as rows
 from llmserve.kernels.cpu import layout
 from llmserve.kernels.cpu.isa import ISAS, Isa, by_name
 from llmserve.kernels.cpu.linear import quantized_linear
-from llmserve.kernels.cpu.rounding import quantize_activations, shared_groups
+from llmserve.kernels.cpu.rounding import shared_groups
 from llmserve.kernels.tir import T, put, scratch, vec
 from llmserve.quant.group import ALL_FORMATS, GroupFormat, pack
 
+from ..oracle import quantize_activations
 from .harness import EXECUTABLE, compiled
 
 NEON = by_name("neon-dotprod")

@@ -8,13 +8,13 @@ import tvm
 
 from llmserve.kernels.base import NormKind
 from llmserve.kernels.cpu import layout
-from llmserve.kernels.cpu.elementwise import made_rows
+from llmserve.kernels.cpu.elementwise import prologue_alone
 from llmserve.kernels.cpu.isa import ISAS
 from llmserve.kernels.cpu.linear import float_linear, quantized_linear
-from llmserve.kernels.cpu.rounding import quantize_activations
-from llmserve.kernels.cpu.rows import Gate, Norm
+from llmserve.kernels.cpu.prologue import GatePrologue, NormPrologue
 from llmserve.quant.group import ALL_FORMATS, FORMATS, INT4_ZERO, dequantize, pack, quantize, unpack
 
+from ..oracle import quantize_activations
 from .harness import RUNNABLE, compiled
 
 # (outputs, inputs): whole tiles and groups; a partial tile; a partial last group for both group sizes, also one that
@@ -122,17 +122,17 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(fmt):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
-SOURCES = {
-    "norm": Norm(NormKind(1e-5), False),
-    "add-layer-norm": Norm(NormKind(1e-6, centred=True, bias=True), True),
-    "gate": Gate("gelu_tanh"),
+PROLOGUES = {
+    "norm": NormPrologue(NormKind(1e-5), False),
+    "add-layer-norm": NormPrologue(NormKind(1e-6, centred=True, bias=True), True),
+    "gate": GatePrologue("gelu_tanh"),
 }
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda i: i.name)
 @pytest.mark.parametrize("storage", [*ALL_FORMATS.values(), "float32"], ids=lambda s: getattr(s, "name", s))
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_what_is_done_while_reading_equals_doing_it_before(source, storage, isa):
+@pytest.mark.parametrize("prologue", PROLOGUES.values(), ids=PROLOGUES)
+def test_prologue_in_a_product_equals_the_kernel_of_its_own(prologue, storage, isa):
     """Bit by bit: a norm or an activation in the product's own pass over its rows, and as a kernel of its own."""
     rng, (n, k) = np.random.default_rng(6), (20, 88)  # a partial tile, a partial group
     w = rng.standard_normal((n, k)).astype(np.float32)
@@ -143,14 +143,14 @@ def test_what_is_done_while_reading_equals_doing_it_before(source, storage, isa)
         parts = quantize(w, FORMATS["int4"] if storage.zero_point else storage)
         make, weights = quantized_linear, (layout.tile_quantized(*parts, storage, isa.rows, q_zero),)
     plain = compiled(make("linear", n, k, storage, isa, False), isa)
-    fused = compiled(make("linear", n, k, storage, isa, False, source), isa)
-    before = compiled(made_rows("rows", k, isa, source), isa)
+    fused = compiled(make("linear", n, k, storage, isa, False, prologue), isa)
+    before = compiled(prologue_alone("rows", k, isa, prologue), isa)
     for m in (1, 2, 7, 70):
-        gates = isinstance(source, Gate)
+        gates = isinstance(prologue, GatePrologue)
         x = rng.standard_normal((m, 2 * k if gates else k)).astype(np.float32)
-        params = 0 if gates else source.kind.weight + source.kind.bias
+        params = 0 if gates else prologue.kind.weight + prologue.kind.bias
         more = [rng.uniform(0.5, 2, k).astype(np.float32) for _ in range(params)]
-        adds = not gates and source.residual
+        adds = not gates and prologue.residual
         if adds:
             more.insert(0, rng.standard_normal((m, k)).astype(np.float32))
         made, y, expected = np.empty((m, k), np.float32), *(np.full((m, n), np.nan, np.float32) for _ in "ye")
@@ -177,6 +177,8 @@ def test_every_instruction_set_compiles(fmt, isa):
         "portable": ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"}, "mul"),
     }
     spec, instruction = specs[isa.name]
-    library = tvm.compile(quantized_linear("linear", 64, 320, fmt, isa, True, Gate()), target=tvm.target.Target(spec))
+    library = tvm.compile(
+        quantized_linear("linear", 64, 320, fmt, isa, True, GatePrologue()), target=tvm.target.Target(spec)
+    )
     module = getattr(library, "mod", library)
     assert instruction in module.inspect_source("s")

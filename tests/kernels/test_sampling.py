@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.engine.run.choices import Choices, adjusted, choose_in_numpy, kept, peak_of
+from llmserve.engine.run.choices import ChoiceArguments, adjusted, choose_in_numpy, kept, peak_of
 from llmserve.kernels import cpu, gpu
 
 from .gpu import harness
@@ -19,7 +19,7 @@ from .gpu.harness import constant
 from .harness import RUNNABLE, compiled
 
 Adjustment = tuple[float, float, float]
-Kernel = Callable[[np.ndarray, Choices], tuple[list[int], list[float]]]
+Kernel = Callable[[np.ndarray, ChoiceArguments], tuple[list[int], list[float]]]
 
 FILTERS: list[dict[str, float]] = [
     {},
@@ -52,7 +52,7 @@ class Row:
     allowed: np.ndarray | None = None
 
 
-def choices(rows: Sequence[Row], vocab: int) -> Choices:
+def choices(rows: Sequence[Row], vocab: int) -> ChoiceArguments:
     """The rows as arrays, with an adjustment and a mask that belong to nobody, as no array is ever empty."""
     knobs, limits, masks = [], [], [np.zeros(-(-vocab // 32) * 32, bool)]
     ids, amounts = [0], [(np.nan, np.nan, np.nan)]
@@ -67,7 +67,7 @@ def choices(rows: Sequence[Row], vocab: int) -> Choices:
         scale = 1 / row.temperature if row.temperature else 0.0
         knobs.append((scale, row.top_p, row.min_p, row.uniform))
         limits.append((row.top_k, mask, start, len(ids)))
-    return Choices(
+    return ChoiceArguments(
         np.array(knobs, np.float32),
         np.array(limits, np.int32),
         np.array(ids, np.int32),
@@ -77,7 +77,7 @@ def choices(rows: Sequence[Row], vocab: int) -> Choices:
 
 
 def kernel_of(library: Callable[..., None], shapes: Callable[[int, int], Sequence[Any]], vocab: int) -> Kernel:
-    def call(logits: np.ndarray, its: Choices) -> tuple[list[int], list[float]]:
+    def call(logits: np.ndarray, its: ChoiceArguments) -> tuple[list[int], list[float]]:
         inputs = [constant(a) for a in (logits, its.knobs, its.limits, its.ids, its.amounts, its.masks)]
         before, chosen = logits.copy(), np.full((len(logits), 2), -1, np.int32)
         # Scratch holds whatever was there before.
@@ -120,7 +120,7 @@ def logits_of(rng: np.random.Generator, vocab: int) -> np.ndarray:
     return np.stack([flat, peaked, equal, coarse, banned, alone]).astype(np.float32)
 
 
-def in_numpy(logits: np.ndarray, its: Choices) -> tuple[list[int], list[float]]:
+def in_numpy(logits: np.ndarray, its: ChoiceArguments) -> tuple[list[int], list[float]]:
     chosen = choose_in_numpy(logits, its)
     return [token for token, _ in chosen], [peak_of(row) for row in chosen]
 

@@ -37,7 +37,7 @@ def plan_of(storage: Any) -> ConversionPlan:
     params = [ParamPlan(up.format("gate_up"), (2 * F, H), (up.format("gate"), up.format("up")), storage)]
     for name, shape in shapes.items():
         if name not in params[0].sources:
-            params.append(ParamPlan(name, shape, (name,), "f32" if len(shape) == 1 else storage))
+            params.append(ParamPlan(name, shape, (name,), "float32" if len(shape) == 1 else storage))
     return ConversionPlan(tuple(params), {"scheme": "test"})
 
 
@@ -65,7 +65,7 @@ def test_quantized(tmp_path: Path, fmt: GroupFormat, dtype: Any) -> None:
     assert set(params) == {spec.name for param in plan.params for spec in param.outputs}
     for param in plan.params:
         w = np.concatenate([checkpoint.read(name) for name in param.sources])
-        if param.storage == "f32":
+        if param.storage == "float32":
             np.testing.assert_array_equal(params[param.name], w.astype(np.float32))
         else:
             base = param.name.removesuffix(".weight")
@@ -80,7 +80,7 @@ def test_quantized(tmp_path: Path, fmt: GroupFormat, dtype: Any) -> None:
     assert "bits per weight" in str(report) and report.bits_per_weight == 8 * size / report.parameters
 
 
-@pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
 def test_unquantized(tmp_path: Path, source: Path, storage: Any) -> None:
     plan = plan_of(storage)
     convert(source, tmp_path / "out", plan)
@@ -127,7 +127,7 @@ def test_the_reference_package_reads_the_result(tmp_path: Path, source: Path) ->
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_loaded_params_are_private(tmp_path: Path, source: Path, resident: bool) -> None:
-    convert(source, tmp_path / "out", plan_of("bf16"))
+    convert(source, tmp_path / "out", plan_of("bfloat16"))
     before = (tmp_path / "out" / PARAMS_FILE).read_bytes()
     params = load_params(tmp_path / "out", resident=resident)
     for name, array in load_file(tmp_path / "out" / PARAMS_FILE).items():
@@ -159,7 +159,7 @@ def test_a_shape_that_config_contradicts(tmp_path: Path, shape: tuple[int, ...])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("storage", ["f32", "f16", "bf16", INT4])
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", INT4])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_are_refused_by_name(tmp_path: Path, storage: Any, dtype: Any, value: float) -> None:
@@ -171,7 +171,7 @@ def test_nan_and_infinity_are_refused_by_name(tmp_path: Path, storage: Any, dtyp
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("storage", ["f16", INT4])
+@pytest.mark.parametrize("storage", ["float16", INT4])
 def test_values_that_the_storage_cannot_hold(tmp_path: Path, storage: Any) -> None:
     plan = one(tmp_path / "c", storage, np.full((2, 64), 1e9, np.float32))
     with pytest.raises(

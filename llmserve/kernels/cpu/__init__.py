@@ -1,4 +1,7 @@
-"""The CPU kernel set: binds the TIR of this folder to the protocol in kernels/base.py for one instruction set."""
+"""The CPU kernel set: the TIR of this folder behind the protocol in kernels/base.py, for one instruction set.
+
+Activations are float32 and pages float16. Calls have names by operator, which cost tables are made from.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,21 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from ...quant.group import GroupFormat, Storage
-from ..base import AttentionShape, Batch, Choices, NormKind
+from ..base import AttentionShape, Batch, ChoiceArguments, NormKind
 from . import attention, elementwise, layout, linear, sampling
 from .isa import Isa
-from .rows import Gate, Norm, Source
+from .prologue import GatePrologue, NormPrologue, Prologue
 
 
 def _empty(*shape: Any, dtype: str = "float32") -> Tensor:
     return Tensor.placeholder(list(shape), dtype)
+
+
+def _kind(prologue: Prologue) -> str:
+    """A prologue's part of a kernel's name."""
+    if isinstance(prologue, NormPrologue):
+        return "norm_"
+    return "" if prologue is None else f"gate_{prologue.activation}_"
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class CpuWeight:
     storage: Storage
     has_bias: bool
     isa: Isa
-    _built: dict[Source, PrimFunc] = field(default_factory=dict, compare=False, repr=False)
+    _built: dict[Prologue, PrimFunc] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def params(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -64,16 +74,15 @@ class CpuWeight:
         kind = self.storage.name if isinstance(self.storage, GroupFormat) else self.storage
         return f"{kind}_{self.out_features}x{self.in_features}"
 
-    def _linear(self, source: Source) -> PrimFunc:
-        if source not in self._built:
-            kind = {Norm: "norm_", Gate: f"gate_{getattr(source, 'activation', '')}_"}.get(type(source), "")
-            name = f"linear_{kind}{self._name}{'_bias' if self.has_bias else ''}"
+    def _linear(self, prologue: Prologue) -> PrimFunc:
+        if prologue not in self._built:
+            name = f"linear_{_kind(prologue)}{self._name}{'_bias' if self.has_bias else ''}"
             make: Callable[..., PrimFunc] = (
                 linear.quantized_linear if isinstance(self.storage, GroupFormat) else linear.float_linear
             )
             shape = (self.out_features, self.in_features)
-            self._built[source] = make(name, *shape, self.storage, self.isa, self.has_bias, source)
-        return self._built[source].without_attr("global_symbol")
+            self._built[prologue] = make(name, *shape, self.storage, self.isa, self.has_bias, prologue)
+        return self._built[prologue].without_attr("global_symbol")
 
     @cached_property
     def _rows(self) -> PrimFunc:
@@ -96,27 +105,27 @@ class CpuWeight:
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if residual is None:
-            (y,) = self._product("norm_linear", Norm(norm, False), [x, *norm_params], params, out, ())
+            (y,) = self._product("norm_linear", NormPrologue(norm, False), [x, *norm_params], params, out, ())
             return y, x
         inputs, sums = [x, residual, *norm_params], (_empty(*x.shape),)
-        y, both = self._product("add_norm_linear", Norm(norm, True), inputs, params, out, sums)
+        y, both = self._product("add_norm_linear", NormPrologue(norm, True), inputs, params, out, sums)
         return y, both
 
     def gated_matmul(self, gate_up: Tensor, activation: str, params: Mapping[str, Tensor]) -> Tensor:
-        (y,) = self._product("gated_linear", Gate(activation), [gate_up], params, None, ())
+        (y,) = self._product("gated_linear", GatePrologue(activation), [gate_up], params, None, ())
         return y
 
     def _product(
         self,
         name: str,
-        source: Source,
+        prologue: Prologue,
         inputs: list[Tensor],
         params: Mapping[str, Tensor],
         out: Tensor | None,
         others: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
         """Emit the call under `name`, for cost tables; returns the product and what else the kernel writes."""
-        func, inputs = self._linear(source), [*inputs, *params.values()]
+        func, inputs = self._linear(prologue), [*inputs, *params.values()]
         if out is None:
             outputs = (_empty(inputs[0].shape[0], self.out_features), *others)
             made = op.tensor_ir_op(func, name, inputs, outputs if others else outputs[0])
@@ -166,14 +175,16 @@ class CpuKernels:
         self, x: Tensor, residual: Tensor | None, norm: NormKind, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         name = norm.name if residual is None else f"add_{norm.name}"
-        func = self._func(elementwise.made_rows, name, x.shape[1], self.isa, Norm(norm, residual is not None))
+        func = self._func(
+            elementwise.prologue_alone, name, x.shape[1], self.isa, NormPrologue(norm, residual is not None)
+        )
         if residual is None:
             return op.tensor_ir_op(func, name, [x, *params], _empty(*x.shape)), x
         return op.tensor_ir_op(func, name, [x, residual, *params], (_empty(*x.shape), _empty(*x.shape)))
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         width = gate_up.shape[1] // 2
-        func = self._func(elementwise.made_rows, f"gated_{activation}", width, self.isa, Gate(activation))
+        func = self._func(elementwise.prologue_alone, f"gated_{activation}", width, self.isa, GatePrologue(activation))
         return op.tensor_ir_op(func, f"gated_{activation}", [gate_up], _empty(gate_up.shape[0], width))
 
     def take_rows(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +218,7 @@ class CpuKernels:
         func = self._func(elementwise.cap_logits, "cap_logits", int(logits.shape[1]), scale, cap, self.isa)
         return op.tensor_ir_inplace_op(func, "cap_logits", [logits], 0, logits)
 
-    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, choices: ChoiceArguments, chosen: Tensor) -> Tensor:
         rows, vocab = logits.shape[0], int(logits.shape[1])
         func = self._func(sampling.sample, "sample", vocab, self.isa)
         its = [choices.knobs, choices.limits, choices.ids, choices.amounts, choices.masks]

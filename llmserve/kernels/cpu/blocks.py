@@ -1,4 +1,4 @@
-"""A quantized weight as a kernel's argument: the loads that match how `layout.py` packs it."""
+"""Blocks of a quantized weight as a kernel's argument: the loads that match the packing of layout.py."""
 
 from __future__ import annotations
 

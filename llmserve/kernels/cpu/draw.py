@@ -1,7 +1,7 @@
 """The draw on CPUs: a token by its weight, from those that min_p, top_k and top_p leave, without a sort.
 
 Weights order as their float32 bits do, so the smallest one that top_k or top_p keep is searched for over bit patterns,
-each probe a vectorised pass over the blocks that have something to add. Of equal weights the lower ids are kept.
+each probe a vectorised pass over the blocks that add to the sum. Of equal weights the lower ids are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def float_of(bits: Any, lanes: int) -> Any:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Where rows stand once they are weighed: see `sampling.sample`.
+    """The state of a draw, over rows whose weights are known: see `sampling.sample`.
 
     `work` has the bits of the weights, 1 at the peak and zero in the padding, `maxima` and `masses` the blocks' largest
     bits and sums, `knobs` and `limits` what is asked for.

@@ -1,6 +1,6 @@
-"""The small kernels between the matmuls on CPUs: norms, gated activation, embedding rows, row selection.
+"""Small kernels between the matmuls on CPUs: norms, gated activations, embedding rows, row selection, softcaps.
 
-All are parallel over rows and vectorised within one; each row is computed the same way whatever is beside it.
+All are parallel over rows and vectorised within a row; a row's result does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..tir import T, build, each_row, f32, full, put, sized, vec, when
 from . import layout
 from .blocks import Blocks
 from .isa import Isa
-from .rows import Source, rows_of
+from .prologue import Prologue, input_rows
 from .vector_math import tanh
 
 
-def made_rows(name: str, width: int, isa: Isa, source: Source) -> PrimFunc:
-    """y float32 [M, width]: rows as `source` makes them. Arguments: its inputs, y, its outputs."""
+def prologue_alone(name: str, width: int, isa: Isa, prologue: Prologue) -> PrimFunc:
+    """y float32 [M, width]: what a prologue gives, without a product. Arguments: its inputs, y, its outputs."""
     lanes = math.gcd(isa.lanes, width)
 
     def body() -> None:
         m = T.int64()
-        rows = rows_of(source, m, width, isa)
+        rows = input_rows(prologue, m, width, isa)
         y = sized("y", (m, width), "float32")
         rows.declare_outputs()
 

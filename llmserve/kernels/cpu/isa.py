@@ -1,4 +1,4 @@
-"""One row per CPU instruction set: how wide a tile is, and how to multiply 8-bit integers.
+"""CPU instruction sets, one row each: the width of a tile, and the dot product of 8-bit integers.
 
 A tile holds `rows` output rows; a step of it is a vector of 4 x rows unsigned weights against the same 4 signed
 activations for every row. Only the dot product differs between sets: everything else is vector code that LLVM lowers.

@@ -1,6 +1,6 @@
-"""How the CPU kernels want weights in memory: tiles of `rows` output rows, interleaved so that a step is one load.
+"""Layout of weights for CPU kernels: tiles of `rows` output rows, interleaved so that a step is one load.
 
-numpy only: the host side of `blocks.py`, which holds the matching loads. Tiles are made from storage once per machine.
+numpy only; blocks.py holds the matching loads. Tiles are made from storage once per machine.
 
 A quantized weight [N, K], N padded to whole tiles, becomes uint8 [tiles, groups, block]: a tile is one stream.
 A block is `vectors` vectors of 4 * rows bytes, the float16 scales [rows] and, if there are any, the uint8 zero points
@@ -63,7 +63,7 @@ def block_bytes(fmt: GroupFormat, rows: int) -> int:
 
 
 def scales_at(fmt: GroupFormat, rows: int) -> int:
-    """Where in a block the scales begin."""
+    """The byte of a block at which the scales begin."""
     return vectors(fmt) * 4 * rows
 
 

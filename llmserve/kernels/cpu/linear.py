@@ -1,8 +1,8 @@
-"""y = x Wᵀ (+ b) on CPUs: 3-, 4- and 8-bit weights against int8 activations, and float weights in float32.
+"""Matrix products y = x Wᵀ (+ b) on CPUs: 3-, 4- and 8-bit weights against int8 activations, float weights in float32.
 
 One PrimFunc serves any number of rows: one row streams the weights once, several share each unpacked tile. Every output
-element sees the same operations in the same order whatever rows are beside it, so batching never changes a result.
-Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 per group (`rounding.quantize_activations`).
+element is computed by the same operations in the same order whatever the batch, so batching never changes a result.
+Oracle: `llmserve.quant.group.dequantize` with activations rounded to int8 (`quantize_activations` of tests/oracle.py).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..tir import T, block, build, f32, full, i32, put, scratch, sized, vec, whe
 from . import layout
 from .blocks import Blocks
 from .isa import Isa
-from .rounding import Rounded, shared_groups
-from .rows import Source, rows_of
+from .prologue import Prologue, input_rows
+from .rounding import RoundedActivations, shared_groups
 
 FLOAT_ROWS = 4  # rows of x that share a tile of float weights
 SMALL_BYTES = 128 << 10  # of weights that one core reads from its cache before another has been woken
@@ -100,10 +100,10 @@ def _clamped(row: Any, height: int, limit: Any) -> list[Any]:
 
 
 def quantized_linear(
-    name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool, source: Source = None
+    name: str, n: int, k: int, fmt: GroupFormat, isa: Isa, bias: bool, prologue: Prologue = None
 ) -> PrimFunc:
-    """The inputs of `source` for x [M, K], q as layout.tile_quantized makes it, (b float32 [tiles * rows],)
-    y float32 [M, N], the outputs of `source`.
+    """The inputs of `prologue` for x [M, K], q as layout.tile_quantized makes it, (b float32 [tiles * rows],)
+    y float32 [M, N], the outputs of `prologue`.
 
     K must be a multiple of 8. The activation rounding is W·A8 in the manner of llama.cpp's dot products (Q8_0, Q8_K): a
     group adds (sum of int8 products) * weight scale, groups that share an activation scale their sum times that.
@@ -118,14 +118,14 @@ def quantized_linear(
 
     def body() -> None:
         m = T.int64()
-        x = rows_of(source, m, k, isa)
+        x = input_rows(prologue, m, k, isa)
         weight = Blocks(n, k, fmt, isa)
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
         x.declare_outputs()
 
         def begin(height: int) -> Callable[..., None]:
-            rounded = Rounded(m, k, fmt, height, offset)
+            rounded = RoundedActivations(m, k, fmt, height, offset)
 
             def prepare(row: Any) -> None:
                 with block("prepare"):
@@ -141,7 +141,7 @@ def quantized_linear(
                     prepare(row)
             return partial(tile_at, rounded)
 
-        def add_group(rounded: Rounded, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
+        def add_group(rounded: RoundedActivations, row: Any, height: int, tile: Any, g: Any, scaled: Any) -> None:
             """Add one group's products, times the weights' scales, to `scaled`."""
             lanes = isa.acc_lanes(fmt)
             # A constant offset's share is where an accumulator of 32 bits can start.
@@ -169,7 +169,7 @@ def quantized_linear(
                     value = T.cast(total, f"float32x{rows}") * weight.scales(tile, g)
                     put(scaled, vec(scaled, i * rows, lanes=rows) + value, i * rows, lanes=rows)
 
-        def tile_at(rounded: Rounded, row: Any, height: int, tile: Any, _: int, limit: Any) -> None:
+        def tile_at(rounded: RoundedActivations, row: Any, height: int, tile: Any, _: int, limit: Any) -> None:
             with block("tile"):
                 acc, scaled = scratch(height * rows), scratch(height * rows)
                 for sums in (acc, scaled):
@@ -193,9 +193,9 @@ def quantized_linear(
     return build(name, body)
 
 
-def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, source: Source = None) -> PrimFunc:
-    """The inputs of `source` for x [M, K], w `dtype` (float32 or float16) as layout.tile_float makes it, (b,)
-    y float32 [M, N], the outputs of `source`.
+def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, prologue: Prologue = None) -> PrimFunc:
+    """The inputs of `prologue` for x [M, K], w `dtype` (float32 or float16) as layout.tile_float makes it, (b,)
+    y float32 [M, N], the outputs of `prologue`.
 
     Accumulates in float32, in the order of K.
     """
@@ -204,7 +204,7 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, so
 
     def body() -> None:
         m = T.int64()
-        given = rows_of(source, m, k, isa)
+        given = input_rows(prologue, m, k, isa)
         w = sized("w", (count, k, rows), dtype)
         b = sized("b", (count * rows,), "float32") if bias else None
         y = sized("y", (m, n), "float32")
@@ -235,10 +235,10 @@ def float_linear(name: str, n: int, k: int, dtype: str, isa: Isa, bias: bool, so
                         _store_tile(y, acc, c * rows, row + i, tile + t, n, isa, b)
 
         def begin(height: int) -> Callable[..., None]:
-            x = given.tensor if source is None else scratch((m, k))
-            if source is not None and height == 1:
+            x = given.tensor if prologue is None else scratch((m, k))
+            if prologue is not None and height == 1:
                 make(x, T.int64(0))
-            elif source is not None:
+            elif prologue is not None:
                 with T.parallel(m) as row:
                     make(x, row)
             return partial(tile_at, x)

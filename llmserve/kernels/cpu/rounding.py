@@ -1,7 +1,7 @@
-"""Rows of activations as a quantized product reads them: int8, with a scale for one or several groups of inputs.
+"""Rounding of activations to int8 for quantized products, with a scale for one or several groups of inputs.
 
-Rows lie in blocks of as many as share a tile, [block, group, row, input]: a tile reads one stream, and finds each row's
-part at a fixed distance from the first one's, whatever the number of rows.
+Rows lie in blocks, [block, group, row, input], of as many rows as share a tile: a tile reads one stream, in which the
+parts of the rows are at fixed distances, whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import math
 import operator
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ...quant.group import GroupFormat
 from ..tir import T, block, f32, full, i32, put, scratch, vec
@@ -27,24 +24,7 @@ def shared_groups(fmt: GroupFormat) -> int:
     return 1 if fmt.bits == 8 else 4
 
 
-def quantize_activations(
-    x: npt.NDArray[np.float32], fmt: GroupFormat
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """The kernels' activation rounding in numpy: x [M, K] → (int8 [M, groups, group size], scales float32 [M, groups]).
-
-    Symmetric, scale = max|x| / 127 over `shared_groups` groups, which all have that scale, rounding half to even; K is
-    padded with zeros to whole groups.
-    """
-    m, groups, shared = len(x), fmt.groups(x.shape[1]), shared_groups(fmt)
-    padded = np.zeros((m, -(-groups // shared), shared * fmt.group_size), np.float32)
-    padded.reshape(m, -1)[:, : x.shape[1]] = x
-    largest = np.abs(padded).max(-1)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    values = np.rint(padded * inverse[:, :, None]).astype(np.int8).reshape(m, -1, fmt.group_size)
-    return values[:, :groups], np.repeat(largest * np.float32(1 / 127), shared, 1)[:, :groups]
-
-
-class Rounded:
+class RoundedActivations:
     """Scratch for M rows of K inputs, in blocks of `height` rows; of a block's rows past M only the scales mean
     something, which `blank` sets. -`offset` times each group's sum is kept too."""
 

@@ -1,7 +1,7 @@
-"""Choosing tokens on CPUs: adjustments, grammar masks, argmax, and draws by temperature, min_p, top_k and top_p.
+"""Token sampling on CPUs: adjustments, grammar masks, argmax, and draws by temperature, min_p, top_k and top_p.
 
-A row is worked on in blocks of ids, whose maxima and masses are kept: all threads share even a single row, and what
-follows looks into few of its blocks. The draw itself is draw.py's. Oracle: engine.choices.
+A row is processed in blocks of ids, whose maxima and masses are kept: all threads share even a single row, and later
+passes read few of its blocks. The draw itself is in draw.py. Oracle: engine/run/choices.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def scratch_shapes(rows: Any, vocab: int) -> tuple[tuple[tuple[Any, Any], str], 
 
 
 def sample(name: str, vocab: int, isa: Isa) -> PrimFunc:
-    """One token per row; arguments as `kernels.base.Choices` has them, then the output, then scratch.
+    """One token per row; arguments as `kernels.base.ChoiceArguments` has them, then the output, then scratch.
 
     logits float32 [R, vocab] · knobs float32 [R, 4] · limits int32 [R, 4] · ids int32 [A] · amounts float32 [A, 3] ·
     masks int32 [K, words] · chosen int32 [R, 2] · work, maxima, masses as in `scratch_shapes`.

@@ -1,4 +1,7 @@
-"""The GPU kernel set: binds the TIR of this folder to the protocol in kernels/base.py for one family of GPUs."""
+"""The GPU kernel set: the TIR of this folder behind the protocol in kernels/base.py, for one family of GPUs.
+
+Activations and pages are float16 or float32, the residual sum is float32.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
 from ...quant.group import Storage
-from ..base import AttentionShape, Batch, Choices, Composed, NormKind
+from ..base import AttentionShape, Batch, ChoiceArguments, NormKind, UnfusedWeight
 from . import attention, elementwise, linear, sampling
 from .elementwise import RESIDUAL
-from .packed import Layout
+from .layout import WeightLayout
 
 
 def _empty(*shape: Any, dtype: str) -> Tensor:
@@ -24,10 +27,10 @@ def _empty(*shape: Any, dtype: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GpuWeight(Composed):
+class GpuWeight(UnfusedWeight):
     """A weight as it is stored: rows of packed words, scales in the dtype of activations."""
 
-    layout: Layout
+    layout: WeightLayout
     has_bias: bool
     gpu: Gpu
 
@@ -97,7 +100,7 @@ class GpuKernels:
         return self._once(make, name, *args).without_attr("global_symbol")
 
     def weight(self, out_features: int, in_features: int, storage: Storage, bias: bool) -> GpuWeight:
-        layout = Layout(out_features, in_features, storage, self.compute_dtype)
+        layout = WeightLayout(out_features, in_features, storage, self.compute_dtype)
         return self._once(GpuWeight, layout, bias, self.gpu)
 
     def norm(
@@ -154,7 +157,7 @@ class GpuKernels:
         func = self._func(elementwise.cap_logits, "cap_logits", int(logits.shape[1]), scale, cap)
         return op.tensor_ir_inplace_op(func, "cap_logits", [logits], 0, logits)
 
-    def sample(self, logits: Tensor, choices: Choices, chosen: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, choices: ChoiceArguments, chosen: Tensor) -> Tensor:
         rows, vocab = logits.shape[0], int(logits.shape[1])
         func = self._func(sampling.sample, "sample", vocab, self.gpu)
         its = [choices.knobs, choices.limits, choices.ids, choices.amounts, choices.masks]

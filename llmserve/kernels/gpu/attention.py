@@ -20,7 +20,7 @@ from ...platforms import Gpu
 from ..base import AttentionShape
 from ..tir import T, block, build, f32, i32, put, sized, when
 from .elementwise import tanh
-from .threads import barrier, fold, grid, held, local, shared
+from .threads import barrier, grid, held, local, reduce, shared
 
 PARTS = 16  # that a row's keys are split into, at most
 PART_KEYS = 256  # in a part, at least
@@ -82,7 +82,7 @@ def rope_append(name: str, shape: AttentionShape, gpu: Gpu, dtype: str, qk_norm:
                 squares = shared(threads)
                 value = low[0] * low[0] + high[0] * high[0]
                 put(squares, value if inside is True else T.if_then_else(inside, value, f32(0)), thread)
-                fold(squares, threads, thread, operator.add)
+                reduce(squares, threads, thread, operator.add)
                 scale = f32(1) / T.sqrt(squares[0] * f32(1 / d) + f32(qk_norm or 0.0))
                 with T.If(head < shape.heads + shape.kv_heads), T.Then(), when(inside):
                     for kept, at in ((low, thread), (high, half + thread)):

@@ -1,8 +1,8 @@
 """The draw on GPUs: one block per row, over weights whose chunks' maxima and masses are known.
 
 As on the CPU (kernels/cpu/draw.py) nothing is sorted: the smallest weight that top_k or top_p keep is searched for over
-bit patterns of float32, which order as the weights do. What is the same for all threads is computed by each of them,
-and loops with barriers go around a fixed number of times, whatever has been found.
+bit patterns of float32, which order as the weights do. Values that are the same for all threads are computed by each of
+them, and loops with barriers have a fixed number of iterations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ..tir import T, block, f32, i32, put, when
-from .threads import barrier, fold, fold_all, held, local, shared
+from .threads import barrier, held, local, reduce, reduce_all, shared
 
 CHUNK = 1024  # ids whose maximum and mass are kept
 PART = 32  # ids that are summed together before the draw looks at single ones
@@ -40,7 +40,7 @@ def float_of(bits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One row in the hands of a block of threads; tensors as in `sampling.sample`."""
+    """The draw of one row by a block of threads; tensors as in `sampling.sample`."""
 
     vocab: int
     threads: int
@@ -152,7 +152,7 @@ class Drawing:
             barrier()
             put(self._values[0], above[0], self.thread)
             put(self._values[1], equal[0], self.thread)
-            fold_all(self._values[:2], PART, self.thread, operator.add)
+            reduce_all(self._values[:2], PART, self.thread, operator.add)
             with T.If(T.And(lane == 0, index < self._chunks)), T.Then():
                 put(self._mass, self._values[0][self.thread], index)
                 put(self._equal, self._values[1][self.thread], index)
@@ -187,7 +187,7 @@ class Drawing:
             bits = held(self.work[self.row, at])
             barrier()
             put(values, T.if_then_else(_stays(bits, at, border, last), float_of(bits), f32(0)), self.thread)
-            fold(values, PART, self.thread, operator.add)
+            reduce(values, PART, self.thread, operator.add)
             with T.If(self.thread % PART == 0), T.Then():
                 put(parts, values[self.thread], i * per_pass + self.thread // PART)
         barrier()
@@ -280,7 +280,7 @@ class Drawing:
             barrier()
             for i in range(len(terms)):
                 put(self._values[i], mine[i], self.thread)
-            fold_all(self._values[: len(terms)], self.threads, self.thread, operator.add)
+            reduce_all(self._values[: len(terms)], self.threads, self.thread, operator.add)
             for i in range(len(terms)):
                 put(sums, self._values[i][0], i)
 

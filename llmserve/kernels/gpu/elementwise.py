@@ -15,7 +15,7 @@ from tvm.tirx import PrimFunc
 from ...platforms import Gpu
 from ..base import NormKind
 from ..tir import T, build, f32, put, sized, when
-from .threads import barrier, ceil_div, fold, grid, local, shared
+from .threads import barrier, ceil_div, grid, local, reduce, shared
 
 RESIDUAL = "float32"
 """The residual sum's dtype: dozens of layers add to it, and float16 would round each time."""
@@ -64,14 +64,14 @@ def norm(name: str, width: int, kind: NormKind, gpu: Gpu, dtype: str, x_dtype: s
             put(share, f32(0), 0)
             each(load)
             put(sums, share[0], thread)
-            fold(sums, threads, thread, operator.add)
+            reduce(sums, threads, thread, operator.add)
             if kind.centred:
                 put(inverse, sums[0] * f32(1 / width), 0)  # the mean, for now
                 put(share, f32(0), 0)
                 each(centre)
                 barrier()
                 put(sums, share[0], thread)
-                fold(sums, threads, thread, operator.add)
+                reduce(sums, threads, thread, operator.add)
             put(inverse, f32(1) / T.sqrt(sums[0] * f32(1 / width) + f32(kind.eps)), 0)
             each(store)
 
@@ -80,7 +80,7 @@ def norm(name: str, width: int, kind: NormKind, gpu: Gpu, dtype: str, x_dtype: s
 
 def gated(name: str, width: int, activation: str, dtype: str) -> PrimFunc:
     """gate_up `dtype` [M, 2 · width], y `dtype` [M, width]: activation(gate) · up (Shazeer 2020); one of
-    ACTIVATIONS."""
+    FUSED_ACTIVATIONS."""
 
     def body() -> None:
         m = T.int64()

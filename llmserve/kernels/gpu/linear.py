@@ -1,7 +1,7 @@
-"""y = x Wᵀ (+ b) on GPUs: weights are unpacked in registers or in shared memory, sums are float32.
+"""Matrix products y = x Wᵀ (+ b) on GPUs: weights are unpacked in registers or in shared memory, sums are float32.
 
-One row, and a few, read each weight once: lanes stride over a row's groups, and their sums are folded. Many rows go
-through the tiles of tiles.py. Oracle: `llmserve.quant.group.dequantize`, then a matmul in float64.
+One row, or a few, read each weight once: lanes stride over a row's groups, and their sums are reduced. Many rows use
+the tiles of tiles.py. Oracle: `llmserve.quant.group.dequantize`, then a matmul in float64.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from tvm.tirx import PrimFunc
 
 from ...platforms import Gpu
 from ..tir import T, block, build, f32, put, sized, vec, when
-from .packed import Layout, Tensors
-from .threads import barrier, ceil_div, fold, grid, local, shared
+from .layout import WeightLayout, WeightTensors
+from .threads import barrier, ceil_div, grid, local, reduce, shared
 from .tiles import many_rows
 
 LANES = 32  # threads that share an output row
 FEW_ROWS = 16  # rows of x up to which reading the weights is what takes the time
 
 
-def linear(name: str, layout: Layout, gpu: Gpu, bias: bool, out_dtype: str) -> PrimFunc:
+def linear(name: str, layout: WeightLayout, gpu: Gpu, bias: bool, out_dtype: str) -> PrimFunc:
     """x [M, K] in the layout's dtype, its parameters, (b float32 [N],) y `out_dtype` [M, N]."""
 
     def body() -> None:
@@ -47,7 +47,7 @@ def linear(name: str, layout: Layout, gpu: Gpu, bias: bool, out_dtype: str) -> P
     return build(name, body)
 
 
-def _few_rows(m: Any, height: int, width: int, x: Any, weights: Tensors, store: Any) -> None:
+def _few_rows(m: Any, height: int, width: int, x: Any, weights: WeightTensors, store: Any) -> None:
     """A block: `height` rows of x against `width` output rows for each run of LANES threads."""
     layout = weights.layout
     threads = 128
@@ -74,7 +74,7 @@ def _few_rows(m: Any, height: int, width: int, x: Any, weights: Tensors, store: 
         for i in range(height):
             for j in range(width):
                 put(sums, acc[i * width + j], thread)
-                fold(sums, LANES, thread, operator.add)
+                reduce(sums, LANES, thread, operator.add)
                 at = (tile * bundles + bundle) * width + j
                 inside = lane == 0
                 if layout.n % columns:
@@ -86,7 +86,7 @@ def _few_rows(m: Any, height: int, width: int, x: Any, weights: Tensors, store: 
                 barrier()
 
 
-def _add_group(x: Any, weights: Tensors, acc: Any, group: Any, rows: list[Any], columns: list[Any]) -> None:
+def _add_group(x: Any, weights: WeightTensors, acc: Any, group: Any, rows: list[Any], columns: list[Any]) -> None:
     """acc[i, j] += x[row i, group] · w[column j, group]; the zero point is taken off the sum, not off each value."""
     layout = weights.layout
     fmt, size, width = layout.fmt, layout.group, len(columns)
@@ -135,7 +135,7 @@ def _add_group(x: Any, weights: Tensors, acc: Any, group: Any, rows: list[Any], 
             put(acc, acc[c] + value, c)
 
 
-def rows_of(name: str, layout: Layout, gpu: Gpu, out_dtype: str) -> PrimFunc:
+def rows_of(name: str, layout: WeightLayout, gpu: Gpu, out_dtype: str) -> PrimFunc:
     """ids int32 [M], the layout's parameters, y `out_dtype` [M, K]: rows of the matrix, unpacked."""
 
     def body() -> None:

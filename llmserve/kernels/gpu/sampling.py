@@ -1,7 +1,7 @@
-"""Choosing tokens on GPUs: a few kernels, one after the other, that read what the one before wrote.
+"""Token sampling on GPUs: a few kernels, one after the other, each of which reads what the one before wrote.
 
-Rows are cut into chunks of ids, each a block's work as far as chunks have nothing to do with each other: masks, maxima,
-weights. Then one block per row draws (draw.py). Oracle: engine.choices.
+Rows are cut into chunks of ids. Masks, maxima and weights are computed by one block per chunk; then one block per row
+draws (draw.py). Oracle: engine/run/choices.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tvm.tirx import PrimFunc
 from ...platforms import Gpu
 from ..tir import T, block, build, f32, i32, put, sized, when
 from .draw import CHUNK, Drawing, bits_of, float_of
-from .threads import barrier, ceil_div, fold, grid, held, local, shared
+from .threads import barrier, ceil_div, grid, held, local, reduce, shared
 
 _MAGNITUDE = 0x7FFFFFFF  # all bits of a float but its sign
 _INFINITE = 0x7F800000
@@ -36,7 +36,7 @@ def scratch_shapes(rows: Any, vocab: int) -> tuple[tuple[tuple[Any, Any], str], 
 
 
 def sample(name: str, vocab: int, gpu: Gpu) -> PrimFunc:
-    """One token per row; arguments as `kernels.base.Choices` has them, then the output, then scratch.
+    """One token per row; arguments as `kernels.base.ChoiceArguments` has them, then the output, then scratch.
 
     logits float32 [R, vocab] · knobs float32 [R, 4] · limits int32 [R, 4] · ids int32 [A] · amounts float32 [A, 3] ·
     masks int32 [K, words] · chosen int32 [R, 2] · work, maxima, masses, best as in `scratch_shapes`.
@@ -84,7 +84,7 @@ def sample(name: str, vocab: int, gpu: Gpu) -> PrimFunc:
             """All threads' values combined, for all of them."""
             barrier()
             put(values, value, thread)
-            fold(values, threads, thread, combine)
+            reduce(values, threads, thread, combine)
             return values[0]
 
         # Entry 0 of these is nobody's.

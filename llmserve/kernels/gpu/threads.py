@@ -1,6 +1,6 @@
-"""Blocks and threads in TIR: launches, shared memory, barriers and reductions, alike on every GPU.
+"""Blocks and threads in TIR: launches, shared memory, barriers and reductions, the same on every GPU.
 
-Reductions go through shared memory and barriers only: that is the same on all of them, whatever runs in lockstep.
+Reductions use shared memory and barriers only, which all GPUs have, whatever the width of their warps.
 A barrier must be reached by all threads of a block, so it may stand only under conditions that are the same for all of
 them; where such a condition is read from memory, the tensor must not be written by the same kernel (WGSL's rule).
 """
@@ -52,14 +52,14 @@ def barrier() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
-def fold(values: Any, width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
+def reduce(values: Any, width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
     """Combine each run of `width` (a power of two) consecutive elements of a shared buffer into its first; one thread
     for each element. `values[thread]` must be written before; all threads see the result."""
-    fold_all([values], width, thread, combine)
+    reduce_all([values], width, thread, combine)
 
 
-def fold_all(buffers: Sequence[Any], width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
-    """`fold` for several buffers, at the barriers of one."""
+def reduce_all(buffers: Sequence[Any], width: int, thread: Any, combine: Callable[[Any, Any], Any]) -> None:
+    """`reduce` for several buffers, at the barriers of one."""
     barrier()
     step = width // 2
     while step:

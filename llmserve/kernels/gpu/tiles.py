@@ -1,7 +1,7 @@
-"""Matmuls of many rows on GPUs: tiles of both operands in shared memory, weights unpacked on the way there.
+"""Matrix products of many rows on GPUs: tiles of both operands in shared memory, weights unpacked on the way there.
 
-A block computes a tile of outputs, a group of inputs at a time; products go to matrix units where there are some, and
-else each thread has a small square of its own.
+A block computes a tile of outputs, one group of inputs at a time, by matrix units where the GPU has them; else each
+thread computes a small square of the tile.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from ...platforms import Gpu
 from ..tir import T, block, f32, put, when
+from .layout import WeightTensors
 from .matrix_units import MATRIX_UNITS, MatrixUnits
-from .packed import Tensors
 from .threads import barrier, ceil_div, grid, local, shared
 
 TILE_N = 64  # output rows (of W) of a block
@@ -22,7 +22,7 @@ Store = Callable[[Any, Any, Any], None]
 """(row, column, sum) → writes an output."""
 
 
-def many_rows(m: Any, x: Any, weights: Tensors, gpu: Gpu, store: Store) -> None:
+def many_rows(m: Any, x: Any, weights: WeightTensors, gpu: Gpu, store: Store) -> None:
     """x [M, K] against the weights, by the best means that this GPU has for the dtype."""
     layout = weights.layout
     units = MATRIX_UNITS.get(gpu.matrix) if layout.dtype == "float16" else None
@@ -35,7 +35,7 @@ def many_rows(m: Any, x: Any, weights: Tensors, gpu: Gpu, store: Store) -> None:
 def _stage(
     m: Any,
     x: Any,
-    weights: Tensors,
+    weights: WeightTensors,
     origin: tuple[Any, Any],
     tile_m: int,
     group: Any,
@@ -66,7 +66,7 @@ def _stage(
                 right(j, unit * layout.unit + e, value)
 
 
-def _by_threads(m: Any, x: Any, weights: Tensors, gpu: Gpu, store: Store) -> None:
+def _by_threads(m: Any, x: Any, weights: WeightTensors, gpu: Gpu, store: Store) -> None:
     layout = weights.layout
     depth = layout.group
     tile_m = TILE_M if 4 * depth * (TILE_M + TILE_N) <= gpu.shared_bytes else TILE_M // 2
@@ -103,7 +103,7 @@ def _by_threads(m: Any, x: Any, weights: Tensors, gpu: Gpu, store: Store) -> Non
                     store(row, column, acc[i * wide + j])
 
 
-def _by_matrix_units(m: Any, x: Any, weights: Tensors, units: MatrixUnits, store: Store) -> None:
+def _by_matrix_units(m: Any, x: Any, weights: WeightTensors, units: MatrixUnits, store: Store) -> None:
     """Four warps, each with a quarter of the tile: 32 by 32 outputs."""
     layout = weights.layout
     depth, size = layout.group, units.size

@@ -1,6 +1,6 @@
-"""Models that come in another form than floats in safetensors: which form it is, and the source that reads it.
+"""Model formats other than floats in safetensors: their recognition, and the sources that read them.
 
-One file a format. Each reads what it is given and runs nothing of it, a tensor or a block of rows at a time.
+One file a format. Each reads a tensor or a block of rows at a time, and executes nothing of the model's files.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedError
-from .packed import FLOATS, Array, Layout, PackedSource, check_group_size, regular_groups, unpacked
+from .packed import FLOATS, Array, PackedLayout, PackedSource, check_group_size, regular_groups, unpacked
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _NIBBLE_OF = np.argsort(_ORDER)  # output within its eight → nibble
@@ -37,7 +37,7 @@ class AWQ(PackedSource):
         self.group_size = check_group_size("AWQ", settings.get("group_size", settings.get("q_group_size", 128)))
         super().__init__(path, config)
 
-    def _layout(self, module: str) -> Layout:
+    def _layout(self, module: str) -> PackedLayout:
         count, n = self.part(module, ".scales", FLOATS, (None, None)).shape
         if n % 8 or n == 0:
             raise CheckpointError(f"{self.path}: {module} has {n} outputs, and AWQ packs them by eight.")
@@ -46,18 +46,18 @@ class AWQ(PackedSource):
         if has_zeros:
             self.part(module, ".qzeros", ("int32",), (count, n // 8))
         k = weight.shape[0]
-        return Layout((n, k), weight.file, 4, regular_groups("AWQ", k, count, self.group_size), has_zeros)
+        return PackedLayout((n, k), weight.file, 4, regular_groups("AWQ", k, count, self.group_size), has_zeros)
 
-    def _values(self, module: str, layout: Layout, start: int, stop: int) -> Array:
+    def _values(self, module: str, layout: PackedLayout, start: int, stop: int) -> Array:
         words = self._kept_for(module, "weight", lambda: self.checkpoint.read(f"{module}.qweight"))
         first = start // 8
         values = _in_order(words[:, first : -(-stop // 8)])
         return np.ascontiguousarray(values[:, start - 8 * first : stop - 8 * first].T)
 
-    def _scales(self, module: str, layout: Layout) -> Array:
+    def _scales(self, module: str, layout: PackedLayout) -> Array:
         return self._kept_for(module, "scales", lambda: self.checkpoint.read(f"{module}.scales").T)
 
-    def _zeros(self, module: str, layout: Layout) -> Array:
+    def _zeros(self, module: str, layout: PackedLayout) -> Array:
         return self._kept_for(module, "zeros", lambda: _in_order(self.checkpoint.read(f"{module}.qzeros")).T)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedError
-from .packed import FLOATS, Array, Layout, PackedSource, check_group_size, regular_groups, unpacked
+from .packed import FLOATS, Array, PackedLayout, PackedSource, check_group_size, regular_groups, unpacked
 
 
 def CompressedTensors(path: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> PackedSource:
@@ -34,7 +34,7 @@ class PackQuantized(PackedSource):
     kind = "compressed-tensors"
     parts = (".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
 
-    def _layout(self, module: str) -> Layout:
+    def _layout(self, module: str) -> PackedLayout:
         self.part(module, ".weight_shape", ("int64", "int32"), (2,))
         n, k = (int(size) for size in self.checkpoint.read(f"{module}.weight_shape"))
         weight = self.part(module, ".weight_packed", ("int32",), (n, None))
@@ -56,16 +56,16 @@ class PackQuantized(PackedSource):
                 raise CheckpointError(f"{weight.file}: {module}.weight_g_idx names groups beyond its {count}.")
         else:
             groups = _even_groups(module, k, count)
-        return Layout((n, k), weight.file, bits, groups, has_zeros)
+        return PackedLayout((n, k), weight.file, bits, groups, has_zeros)
 
-    def _values(self, module: str, layout: Layout, start: int, stop: int) -> Array:
+    def _values(self, module: str, layout: PackedLayout, start: int, stop: int) -> Array:
         words = self.checkpoint.read_rows(f"{module}.weight_packed", start, stop)
         return unpacked(words, layout.bits, layout.shape[1])
 
-    def _scales(self, module: str, layout: Layout) -> Array:
+    def _scales(self, module: str, layout: PackedLayout) -> Array:
         return self._kept_for(module, "scales", lambda: self.checkpoint.read(f"{module}.weight_scale"))
 
-    def _zeros(self, module: str, layout: Layout) -> Array:
+    def _zeros(self, module: str, layout: PackedLayout) -> Array:
         def read() -> Array:
             stored = self.checkpoint.read(f"{module}.weight_zero_point")
             return np.asarray(unpacked(stored.T, layout.bits, layout.shape[0]).T)
@@ -79,23 +79,23 @@ class IntQuantized(PackedSource):
     kind = "compressed-tensors"
     parts = (".weight_scale", ".weight", ".weight_zero_point", ".input_scale", ".input_zero_point")
 
-    def _layout(self, module: str) -> Layout:
+    def _layout(self, module: str) -> PackedLayout:
         weight = self.part(module, ".weight", ("int8",), (None, None))
         n, k = weight.shape
         count = self.part(module, ".weight_scale", FLOATS, (n, None)).shape[1]
         has_zeros = f"{module}.weight_zero_point" in self
         if has_zeros:
             self.part(module, ".weight_zero_point", ("int8",), (n, count))
-        return Layout((n, k), weight.file, 8, _even_groups(module, k, count), has_zeros)
+        return PackedLayout((n, k), weight.file, 8, _even_groups(module, k, count), has_zeros)
 
-    def _values(self, module: str, layout: Layout, start: int, stop: int) -> Array:
+    def _values(self, module: str, layout: PackedLayout, start: int, stop: int) -> Array:
         signed = self.checkpoint.read_rows(f"{module}.weight", start, stop)
         return np.asarray(signed.view(np.uint8) ^ np.uint8(128))  # + 128
 
-    def _scales(self, module: str, layout: Layout) -> Array:
+    def _scales(self, module: str, layout: PackedLayout) -> Array:
         return self._kept_for(module, "scales", lambda: self.checkpoint.read(f"{module}.weight_scale"))
 
-    def _zeros(self, module: str, layout: Layout) -> Array:
+    def _zeros(self, module: str, layout: PackedLayout) -> Array:
         def read() -> Array:
             return np.asarray(self.checkpoint.read(f"{module}.weight_zero_point").astype(np.int16) + 128)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedError
-from .packed import FLOATS, Array, Layout, PackedSource, check_group_size, regular_groups, unpacked
+from .packed import FLOATS, Array, PackedLayout, PackedSource, check_group_size, regular_groups, unpacked
 
 _BITS = (2, 3, 4, 8)
 _FORMATS = {"gptq": 1, "gptq_v2": 0}  # name → what has to be added to a stored zero point
@@ -39,7 +39,7 @@ class GPTQ(PackedSource):
         self._less = _FORMATS[stored]
         super().__init__(path, config)
 
-    def _layout(self, module: str) -> Layout:
+    def _layout(self, module: str) -> PackedLayout:
         n = self.part(module, ".scales", FLOATS, (None, None)).shape[1]
         zeros = self.part(module, ".qzeros", ("int32",), (None, None))
         weight = self.part(module, ".qweight", ("int32",), (None, n))
@@ -58,16 +58,16 @@ class GPTQ(PackedSource):
                 raise CheckpointError(f"{weight.file}: {module}.g_idx names groups beyond the {count} that there are.")
         else:
             groups = regular_groups("GPTQ", k, count, self.group_size)
-        return Layout((n, k), weight.file, bits, groups)
+        return PackedLayout((n, k), weight.file, bits, groups)
 
-    def _values(self, module: str, layout: Layout, start: int, stop: int) -> Array:
+    def _values(self, module: str, layout: PackedLayout, start: int, stop: int) -> Array:
         words = self._kept_for(module, "weight", lambda: self.checkpoint.read(f"{module}.qweight"))
         return unpacked(words[:, start:stop].T, layout.bits, layout.shape[1])
 
-    def _scales(self, module: str, layout: Layout) -> Array:
+    def _scales(self, module: str, layout: PackedLayout) -> Array:
         return self._kept_for(module, "scales", lambda: self.checkpoint.read(f"{module}.scales").T)
 
-    def _zeros(self, module: str, layout: Layout) -> Array:
+    def _zeros(self, module: str, layout: PackedLayout) -> Array:
         def read() -> Array:
             stored = unpacked(self.checkpoint.read(f"{module}.qzeros"), layout.bits, layout.shape[0])
             # Less one in as many bits: what was 0 is stored as the largest.

@@ -44,7 +44,7 @@ _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden
 
 
 @dataclass(frozen=True)
-class _Stored(TensorInfo):
+class _ShardTensor(TensorInfo):
     """A tensor in a shard; `half` if float32 is kept as the upper halves of its words."""
 
     half: bool = False
@@ -154,7 +154,7 @@ class MLC(Source):
             raise CheckpointError(f"{self.path} has no tensor {name}.")
         return self._parts[name]
 
-    def _packing(self, part: _Part) -> tuple[GroupFormat | None, _Stored]:
+    def _packing(self, part: _Part) -> tuple[GroupFormat | None, _ShardTensor]:
         """(format, tensor with the words) of a packed matrix, (None, tensor) of floats."""
         base = part.stem.removesuffix(".weight")
         if (words := self._stored.get(f"{base}.q_weight")) is None:
@@ -163,7 +163,7 @@ class MLC(Source):
             raise CheckpointError(f"{self.path} holds {words.name} although {CONFIG} says that it is not quantized.")
         return self.format, words
 
-    def _scale(self, name: str, part: _Part, fmt: GroupFormat) -> _Stored:
+    def _scale(self, name: str, part: _Part, fmt: GroupFormat) -> _ShardTensor:
         """The scales of a packed matrix, once words and scales have been found to have the right shapes."""
         base, k = part.stem.removesuffix(".weight"), inputs(name, self.config)
         words, scale = self._stored[f"{base}.q_weight"], self._stored.get(f"{base}.q_scale")
@@ -178,7 +178,7 @@ class MLC(Source):
                 )
         return scale
 
-    def _read(self, info: _Stored, start: int, stop: int) -> npt.NDArray[Any]:
+    def _read(self, info: _ShardTensor, start: int, stop: int) -> npt.NDArray[Any]:
         row = math.prod(info.shape[1:]) * info.stored.itemsize
         try:
             with info.file.open("rb") as file:
@@ -199,7 +199,7 @@ def inputs(name: str, config: Mapping[str, Any]) -> int:
     return int(config["intermediate_size" if last == "down_proj" else "hidden_size"])
 
 
-def _tensors(cache: Path) -> Iterator[_Stored]:
+def _tensors(cache: Path) -> Iterator[_ShardTensor]:
     """The tensors that a cache lists, checked against its shards' sizes. Raises CheckpointError."""
     seen: set[str] = set()
     for shard in _list(cache, _object(cache)):
@@ -223,7 +223,7 @@ def _tensors(cache: Path) -> Iterator[_Stored]:
             yield info
 
 
-def _record(cache: Path, file: Path, record: Mapping[str, Any]) -> _Stored:
+def _record(cache: Path, file: Path, record: Mapping[str, Any]) -> _ShardTensor:
     try:
         name, dtype, encoding = record["name"], record["dtype"], record["format"]
         shape, offset = tuple(record["shape"]), record["byteOffset"]
@@ -234,7 +234,7 @@ def _record(cache: Path, file: Path, record: Mapping[str, Any]) -> _Stored:
         raise CheckpointError(f"{cache} is corrupt: its entry {record!r:.60} names no tensor.")
     if dtype not in _DTYPES or encoding not in ("raw", "f32-to-bf16"):
         raise UnsupportedError(f"{cache}: {name} is {dtype} as {encoding!r}; {', '.join(_DTYPES)} are read.")
-    info = _Stored(name, _DTYPES[dtype], shape, file, offset, encoding == "f32-to-bf16" and dtype == "float32")
+    info = _ShardTensor(name, _DTYPES[dtype], shape, file, offset, encoding == "f32-to-bf16" and dtype == "float32")
     if record["nbytes"] != math.prod(shape) * info.stored.itemsize:
         raise CheckpointError(
             f"{cache} gives {name} {record['nbytes']:,} bytes, which its shape {list(shape)} has not."

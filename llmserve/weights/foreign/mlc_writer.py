@@ -1,7 +1,7 @@
-"""Writes a converted model as a weight directory of MLC's: what `foreign/mlc.py` reads, and TVM and mlc_llm load.
+"""The writer of MLC's weight directories from a converted model; `foreign/mlc.py`, TVM and mlc_llm read them.
 
-Shards of 32 MiB hold the tensors one after another; tensor-cache.json says where, and mlc-chat-config.json what model
-it is. Matrices keep every bit. Norms and biases get the dtype that the quantization's name has.
+Shards of 32 MiB hold the tensors one after another; tensor-cache.json gives their places, and mlc-chat-config.json the
+model's settings. Matrices keep every bit. Norms and biases get the dtype that the quantization's name has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What GPTQ, AWQ and compressed-tensors share: a safetensors checkpoint in which a weight is several tensors.
+"""The common part of GPTQ, AWQ and compressed-tensors: a safetensors checkpoint in which a weight is several tensors.
 
-Each has integers packed into int32, scales by group, and zero points by group or none at all. Which tensors these are
-and how they lie is for the files beside this one to say.
+Each has integers packed into int32, scales by group, and zero points by group or none. The names and layouts of these
+tensors are in the files beside this one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FLOATS = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A packed weight, as far as it is known before its values are read.
+class PackedLayout:
+    """The layout of a packed weight in its file, known before its values are read.
 
     Attributes:
         shape: (out, in).
         groups: for each input the group whose scale and zero point are its own, int [in].
-        packed: what a plan needs to know.
+        packed: the facts for a conversion plan.
         zeros_differ: whether there are zero points to be read.
     """
 
@@ -63,7 +63,7 @@ class PackedSource(PlainSource):
         super().__init__(path, config)
         marks = (name for name in self.checkpoint.names() if name.endswith(self.parts[0]))
         self._modules = {f"{module}.weight": module for module in (m.removesuffix(self.parts[0]) for m in marks)}
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[str, PackedLayout] = {}
         self._kept: tuple[str, dict[str, Array]] = ("", {})
         if not self._modules:
             raise CheckpointError(
@@ -81,7 +81,7 @@ class PackedSource(PlainSource):
         layout = self.layout(name)
         return TensorInfo(name, np.dtype(np.float32), layout.shape, layout.file, 0)
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> PackedLayout:
         """The layout of a packed weight. Raises CheckpointError where its tensors contradict each other."""
         if name not in self._layouts:
             module = self._modules[name]
@@ -95,7 +95,7 @@ class PackedSource(PlainSource):
                 reason = f"its {layout.bits}-bit integers have zero points of their own"
             size = sum(self.checkpoint.info(module + part).nbytes for part in self.parts if module + part in self)
             packed = Packed(found if found and not reason else INT8, size, reason)
-            self._layouts[name] = Layout(
+            self._layouts[name] = PackedLayout(
                 layout.shape, layout.file, layout.bits, layout.groups, layout.zeros_differ, packed
             )
         return self._layouts[name]
@@ -119,7 +119,7 @@ class PackedSource(PlainSource):
         groups = layout.groups[::UNIT]  # repeats a larger group's scale for each 32
         return Grid(u, scale[:, groups], zero[:, groups], layout.bits)
 
-    def spare(self) -> list[str]:
+    def ignorable(self) -> list[str]:
         """Biases of zeros, which some quantizers write for every module."""
         biases = [f"{module}.bias" for module in self._modules.values() if f"{module}.bias" in self]
         return [name for name in biases if not self.checkpoint.read(name).any()]
@@ -141,19 +141,19 @@ class PackedSource(PlainSource):
         return self._kept[1][what]
 
     @abstractmethod
-    def _layout(self, module: str) -> Layout:
+    def _layout(self, module: str) -> PackedLayout:
         """The layout, without `packed`, its tensors' shapes and dtypes checked."""
 
     @abstractmethod
-    def _values(self, module: str, layout: Layout, start: int, stop: int) -> Array:
+    def _values(self, module: str, layout: PackedLayout, start: int, stop: int) -> Array:
         """uint8 [R, in]."""
 
     @abstractmethod
-    def _scales(self, module: str, layout: Layout) -> Array:
+    def _scales(self, module: str, layout: PackedLayout) -> Array:
         """Floats [out, groups]."""
 
     @abstractmethod
-    def _zeros(self, module: str, layout: Layout) -> Array:
+    def _zeros(self, module: str, layout: PackedLayout) -> Array:
         """Integers [out, groups]; asked for where `zeros_differ`."""
 
     # --- checks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmserve.kernels.base import ACTIVATIONS
+from llmserve.kernels.base import FUSED_ACTIVATIONS
 from llmserve.kernels.gpu import elementwise
 
 from ..test_elementwise import NORMS, gate_of, normed
@@ -38,7 +38,7 @@ def test_norms_with_and_without_residual(width, kind, dtype, platform):
 
 @each_platform
 @each_dtype
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
 def test_gated_activation_over_the_whole_range(activation, dtype, platform):
     gate = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-5, 5, 1999)]).astype(dtype)
     up = np.random.default_rng(1).standard_normal(gate.size).astype(dtype)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmserve.kernels.gpu.layout import WeightLayout
 from llmserve.kernels.gpu.linear import FEW_ROWS, linear, rows_of
 from llmserve.kernels.gpu.matrix_units import MATRIX_UNITS
-from llmserve.kernels.gpu.packed import Layout
 from llmserve.quant.group import ALL_FORMATS, FORMATS, dequantize, pack
 
 from .harness import GPUS, ROUNDING, compiled, constant, each_case, each_platform
@@ -41,7 +41,7 @@ def test_linear_equals_the_oracle(kind, dtype, platform):
     cases = []
     for n, k in SHAPES:
         storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
-        layout = Layout(n, k, storage, dtype)
+        layout = WeightLayout(n, k, storage, dtype)
         kernel = compiled(linear("linear", layout, GPUS[platform], True, dtype), dtype, platform)
         cases.append((layout, [constant(p) for p in layout.arrange(parts).values()], w, kernel))
     for layout, params, w, kernel in cases:
@@ -63,7 +63,7 @@ def test_linear_equals_the_oracle(kind, dtype, platform):
 def test_logits_are_float32_without_a_bias(platform):
     rng = np.random.default_rng(1)
     storage, parts, w = stored(rng, 75, 88, FORMATS["int4"], "float16")
-    layout = Layout(75, 88, storage, "float16")
+    layout = WeightLayout(75, 88, storage, "float16")
     kernel = compiled(linear("head", layout, GPUS[platform], False, "float32"), "float16", platform)
     x = constant(rng.standard_normal((3, 88)).astype(np.float16))
     y = np.full((3, 75), np.nan, np.float32)
@@ -77,7 +77,7 @@ def test_rows_equal_dequantization(kind, dtype, platform):
     rng = np.random.default_rng(2)
     for n, k in ((20, 88), (24, 1280)):
         storage, parts, w = stored(rng, n, k, STORAGES[kind], dtype)
-        layout = Layout(n, k, storage, dtype)
+        layout = WeightLayout(n, k, storage, dtype)
         ids = constant(np.array([0, 19, 7, 7, 8], np.int32))
         out = np.full((len(ids), k), np.nan, np.float32)
         kernel = compiled(rows_of("rows", layout, GPUS[platform], "float32"), dtype, platform)

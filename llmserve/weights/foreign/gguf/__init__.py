@@ -1,7 +1,7 @@
-"""One GGUF file as a model: its metadata becomes config.json and tokenizer, its tensors get Hugging Face's names.
+"""GGUF models: metadata becomes config.json and tokenizer, tensors get Hugging Face's names.
 
-What differs between architectures is the table of architectures.py; config.py and rotary.py read metadata by it,
-views.py tensors, tokenizer.py the vocabulary. file.py knows the container, blocks.py what its blocks mean.
+The table of architectures.py holds their differences; config.py and rotary.py read metadata by it, views.py tensors,
+tokenizer.py the vocabulary. file.py reads the container, blocks.py its block types.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of GGUF architectures: what each is called in Hugging Face's library, and what llama.cpp changed of it.
+"""The table of GGUF architectures: their names in Hugging Face's library, and the changes that llama.cpp made.
 
 A row is data. Names of tensors are those of gguf-py and of `transformers`; keys, defaults and row orders follow
 llama.cpp's converter and loaders. config.py and views.py read the rows, and know no architecture by name.

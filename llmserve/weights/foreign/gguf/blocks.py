@@ -1,4 +1,4 @@
-"""ggml's block types: how a block's bytes become floats, and which of them are grids that ours hold.
+"""Block types of ggml: the floats of a block's bytes, and the types whose grids our formats hold.
 
 Written from ggml's definitions of the blocks. Q4_0, Q5_0 and Q8_0 are w = (u - zero) · d with a float16 d for 32
 values. The K-quants scale each of 8 or 16 parts of 256 values by a small integer times a float16, most with a minimum

@@ -1,8 +1,8 @@
-"""The pre-tokenizers of byte-level vocabularies: how a text is cut before BPE, by its name in `tokenizer.ggml.pre`.
+"""Pre-tokenizers of byte-level vocabularies, which split a text before BPE, by their names in `tokenizer.ggml.pre`.
 
-A GGUF file only names the way; what the name means is in the tokenizer.json of the model that it was made from. The
-rows say that in the steps of the `tokenizers` package. Names and their groups are those of llama.cpp's converter;
-where its own patterns come near an original that its sources quote, the original stands here.
+A GGUF file has the name only; its meaning is in the tokenizer.json of the model that it was made from. The rows give it
+as steps of the `tokenizers` package. Names and their groups are those of llama.cpp's converter; where its own patterns
+come near an original that its sources quote, the original stands here.
 """
 # ruff: noqa: RUF001
 
@@ -15,7 +15,7 @@ Step = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Pre:
+class PreTokenizer:
     """A row of the table.
 
     Attributes:
@@ -99,56 +99,58 @@ _JAIS_BLANKS = "|".join(
     (r"\s*[\r\n]+", *(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)), r"\s{1,2}(?!\S)", r"\s{1}")
 )
 
-_ROWS: dict[str, Pre] = {
+_ROWS: dict[str, PreTokenizer] = {
     "gpt-2 phi-2 jais trillion granite-docling gigachat mellum exaone4 modern-bert roberta-bpe jina-v1-en jina-v2-en "
-    "jina-v2-es jina-v2-de jina-v2-code jina-es jina-de default": Pre((_GPT2,)),
-    "mpt olmo": Pre((_GPT2,), form="NFC"),  # GPT-NeoX's vocabulary
-    "a.x-4.0": Pre((_GPT2,), form="NFC"),
-    "starcoder refact codeshell smollm exaone minerva-7b mellum2": Pre(_SINGLE_DIGITS),
-    "command-r": Pre(_SINGLE_DIGITS, form="NFC"),
-    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": Pre(_LLAMA3, True, bos=True),
-    "dbrx smaug-bpe chatglm-bpe": Pre(_LLAMA3),
-    "glm4 glm5": Pre(_LLAMA3, True),
-    "minicpm5": Pre(_pieces(_THREE, _cl100k(r"\p{N}+")), True),
-    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2": Pre(_QWEN2, form="NFC"),
-    "hunyuan solar-open grok-2": Pre(_QWEN2),
-    "qwen35": Pre(
+    "jina-v2-es jina-v2-de jina-v2-code jina-es jina-de default": PreTokenizer((_GPT2,)),
+    "mpt olmo": PreTokenizer((_GPT2,), form="NFC"),  # GPT-NeoX's vocabulary
+    "a.x-4.0": PreTokenizer((_GPT2,), form="NFC"),
+    "starcoder refact codeshell smollm exaone minerva-7b mellum2": PreTokenizer(_SINGLE_DIGITS),
+    "command-r": PreTokenizer(_SINGLE_DIGITS, form="NFC"),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizer(
+        _LLAMA3, True, bos=True
+    ),
+    "dbrx smaug-bpe chatglm-bpe": PreTokenizer(_LLAMA3),
+    "glm4 glm5": PreTokenizer(_LLAMA3, True),
+    "minicpm5": PreTokenizer(_pieces(_THREE, _cl100k(r"\p{N}+")), True),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2": PreTokenizer(_QWEN2, form="NFC"),
+    "hunyuan solar-open grok-2": PreTokenizer(_QWEN2),
+    "qwen35": PreTokenizer(
         _pieces(
             rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}"
         ),
         form="NFC",
     ),
-    "ufakzeka": Pre(_pieces("|".join((_WORD, r"\p{N}", _SIGNS, _BLANKS)))),
-    "seed-coder": Pre(_pieces("|".join((_SUFFIX, _WORD, r"\p{N}{1}", r" ?[^\s\p{L}\p{N}\r\n]+", _BLANKS)))),
-    "bailingmoe bailingmoe2 llada-moe": Pre(
+    "ufakzeka": PreTokenizer(_pieces("|".join((_WORD, r"\p{N}", _SIGNS, _BLANKS)))),
+    "seed-coder": PreTokenizer(_pieces("|".join((_SUFFIX, _WORD, r"\p{N}{1}", r" ?[^\s\p{L}\p{N}\r\n]+", _BLANKS)))),
+    "bailingmoe bailingmoe2 llada-moe": PreTokenizer(
         _pieces(
             r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
         )
     ),
-    "exaone-moe": Pre(
+    "exaone-moe": PreTokenizer(
         _pieces(
             rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
             r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
         )
     ),
-    "laguna": Pre((_split(r"(?:\r?\n)+(?!\r?\n)", "MergedWithNext"), *_QWEN2)),
-    "jais-2": Pre(_pieces("|".join((_SUFFIX, _WORD, _THREE, _SIGNS, _JAIS_BLANKS)))),
-    "tekken": Pre(_pieces(_o200k("", r"\p{N}")), True, bos=True),
-    "gpt-4o llama4 kanana2 talkie minimax-m2": Pre(_O200K),
-    "granite-embed-multi-97m": Pre(_O200K, True),
-    "tiny_aya cohere2moe": Pre((_split(r"\d{1,3}(?=(?:\d{3})*\b)"), *_O200K)),
-    "youtu": Pre(
+    "laguna": PreTokenizer((_split(r"(?:\r?\n)+(?!\r?\n)", "MergedWithNext"), *_QWEN2)),
+    "jais-2": PreTokenizer(_pieces("|".join((_SUFFIX, _WORD, _THREE, _SIGNS, _JAIS_BLANKS)))),
+    "tekken": PreTokenizer(_pieces(_o200k("", r"\p{N}")), True, bos=True),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer(_O200K),
+    "granite-embed-multi-97m": PreTokenizer(_O200K, True),
+    "tiny_aya cohere2moe": PreTokenizer((_split(r"\d{1,3}(?=(?:\d{3})*\b)"), *_O200K)),
+    "youtu": PreTokenizer(
         _pieces("[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+", _o200k(f"{_SUFFIX}?", r"\p{N}")),
         True,
     ),
-    "kimi-k2": Pre(
+    "kimi-k2": PreTokenizer(
         _pieces(
             r"[\p{Han}]+|" + _o200k(f"{_SUFFIX}?", _THREE, _UPPER[:-1] + _NOT_HAN, _LOWER[:-1] + _NOT_HAN, signs=_SIGNS)
         )
     ),
-    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Pre(_pieces(*_DEEPSEEK3)),
-    "spark2_5": Pre(_pieces(*_DEEPSEEK3[:2], rf"{_GLUED}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")),
-    "deepseek-llm": Pre(
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer(_pieces(*_DEEPSEEK3)),
+    "spark2_5": PreTokenizer(_pieces(*_DEEPSEEK3[:2], rf"{_GLUED}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")),
+    "deepseek-llm": PreTokenizer(
         (
             *map(
                 _split, ("[\r\n]", rf"\s?{_CASED_LETTERS}", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _DEEPSEEK_CJK)
@@ -156,19 +158,21 @@ _ROWS: dict[str, Pre] = {
             *(_DIGITS, _BYTES),
         )
     ),
-    "deepseek-coder": Pre((*map(_split, ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK)), _DIGITS, _BYTES)),
+    "deepseek-coder": PreTokenizer(
+        (*map(_split, ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK)), _DIGITS, _BYTES)
+    ),
     # The last two steps see bytes, written as letters, of which some are numbers to Unicode.
-    "falcon": Pre((_PUNCTUATION, _GPT2, _DIGITS | {"individual_digits": False}, _split("[0-9][0-9][0-9]"))),
-    "bloom poro-chat gpt3-finnish": Pre(_pieces(_BLOOM)),
-    "viking": Pre((_split(_BLOOM), _DIGITS, _BYTES)),
-    "superbpe": Pre(_pieces(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
-    "afmoe": Pre(
+    "falcon": PreTokenizer((_PUNCTUATION, _GPT2, _DIGITS | {"individual_digits": False}, _split("[0-9][0-9][0-9]"))),
+    "bloom poro-chat gpt3-finnish": PreTokenizer(_pieces(_BLOOM)),
+    "viking": PreTokenizer((_split(_BLOOM), _DIGITS, _BYTES)),
+    "superbpe": PreTokenizer(_pieces(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    "afmoe": PreTokenizer(
         _pieces(
             *(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _FAR_EAST),
             rf"{_GLUED}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_BLANKS}",
         )
     ),
-    "chameleon": Pre(
+    "chameleon": PreTokenizer(
         (
             *map(_split, ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )")),
             *(_DIGITS, _PUNCTUATION | {"behavior": "Isolated"}, _GPT2),
@@ -176,4 +180,4 @@ _ROWS: dict[str, Pre] = {
         bos=True,
     ),
 }
-PRE: dict[str, Pre] = {name: row for names, row in _ROWS.items() for name in names.split()}
+PRE: dict[str, PreTokenizer] = {name: row for names, row in _ROWS.items() for name in names.split()}

@@ -1,7 +1,7 @@
 """A GGUF file's vocabulary as the files that a Hugging Face checkpoint has: tokenizer.json, tokenizer_config.json and
 generation_config.json.
 
-vocabulary.py makes the model; here are the tokens beside it, what begins and ends a text, and the chat templates.
+vocabulary.py makes the model; here are the added tokens, those that begin and end a text, and the chat templates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ....errors import UnsupportedError
 from .pre import PRE
-from .vocabulary import CONTROL, MODELS, UNKNOWN, USER_DEFINED, Keys
+from .vocabulary import CONTROL, MODELS, UNKNOWN, USER_DEFINED, TokenizerKeys
 
 # Texts of tokens that end a turn, whatever the file says of their kind (llama.cpp looks for the same).
 _ENDS = frozenset(
@@ -52,7 +52,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: Path) -> dict[str, dict
         known = ", ".join(map(repr, MODELS))
         raise UnsupportedError(f"{source}: vocabularies of kind {kind!r} are not read; {known} are.")
     _refuse_others(metadata, source)
-    keys = Keys(metadata, source)
+    keys = TokenizerKeys(metadata, source)
     build, bos, eos = MODELS[kind]
     model = build(keys)
     if kind == "gpt2":
@@ -91,7 +91,7 @@ def _refuse_others(metadata: Mapping[str, Any], source: Path) -> None:
         raise UnsupportedError(f"{source}: {key} ({value!r:.40}) is not known here, and may change how texts are read.")
 
 
-def _added_tokens(keys: Keys) -> list[dict[str, Any]]:
+def _added_tokens(keys: TokenizerKeys) -> list[dict[str, Any]]:
     """Tokens that are found in a text before it is cut: the special ones, and the user's own."""
     name = str(keys.metadata.get("general.name", "")).lower()
     strips = keys.get("model") == "llama" and ("phi-3" in name or "phi3" in name)
@@ -108,7 +108,7 @@ def _added_tokens(keys: Keys) -> list[dict[str, Any]]:
     return found
 
 
-def _template(keys: Keys, bos: int | None, eos: int | None) -> dict[str, Any] | None:
+def _template(keys: TokenizerKeys, bos: int | None, eos: int | None) -> dict[str, Any] | None:
     """The post-processor that puts these around a text."""
     ids = [i for i in (bos, eos) if i is not None]
     if not ids:
@@ -127,7 +127,7 @@ def _template(keys: Keys, bos: int | None, eos: int | None) -> dict[str, Any] | 
     return {"type": "TemplateProcessing", "single": around("A"), "pair": around("A", "B"), "special_tokens": tokens}
 
 
-def _settings(keys: Keys, add_bos: bool, add_eos: bool) -> dict[str, Any]:
+def _settings(keys: TokenizerKeys, add_bos: bool, add_eos: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         if (i := keys.id_of(key)) is not None:

@@ -1,7 +1,7 @@
 """A GGUF file's tensors as a Hugging Face checkpoint has them: names, and the order of rows that llama.cpp changed.
 
-A view is rows of one tensor of the file, or of some that are stacked. Rows of blocks are gathered as they lie, so that
-a grid of integers is taken over whatever the order; only what is transposed or has been added to is floats for it.
+A view is rows of one tensor of the file, or of several that are stacked. Rows of blocks are gathered without decoding,
+so a grid of integers is taken over in any order of rows; tensors that are transposed or shifted are read as floats.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .architectures import Architecture
 from .file import GGUFFile, GGUFTensor
 from .rotary import FREQUENCIES, LONG, SHORT
 
-Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+RowMap = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 Floats = npt.NDArray[np.float32]
 
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -46,7 +46,7 @@ class View:
 
     parts: tuple[GGUFTensor, ...]
     shape: tuple[int, ...]
-    order: Order | None = None
+    order: RowMap | None = None
     row: int | None = None
     shift: float = 0.0
     transposed: bool = False
@@ -195,7 +195,7 @@ class _Views:
             transposed=transposed,
         )
 
-    def _order(self, part: str, tensor: GGUFTensor | None = None) -> Order | None:
+    def _order(self, part: str, tensor: GGUFTensor | None = None) -> RowMap | None:
         """The order of a part's rows, of which `tensor`, if it is that part, must have as many as the heads make."""
         order, rows = None, 0
         if self.row.rotated and part in _QKV[:2]:
@@ -260,5 +260,5 @@ def _groups(rows: npt.NDArray[np.int64], heads: int, kv_heads: int, dim: int) ->
     return np.where(kind == 0, query, other)
 
 
-def _after(rows: npt.NDArray[np.int64], first: int, inner: Order | None) -> npt.NDArray[np.int64]:
+def _after(rows: npt.NDArray[np.int64], first: int, inner: RowMap | None) -> npt.NDArray[np.int64]:
     return first + (rows if inner is None else inner(rows))

@@ -1,8 +1,8 @@
 """The three kinds of vocabulary that GGUF files hold, as the parts of a tokenizer.json that differ between them.
 
 `gpt2` is byte-level BPE with its merges written out. `llama` is sentencepiece's BPE, whose merges follow from the
-scores of its pieces (`gemma4`: the same with merges). `t5` is sentencepiece's unigram model. What tokens stand beside
-the vocabulary, and what begins and ends a text, is tokenizer.py's business.
+scores of its pieces (`gemma4`: the same with merges). `t5` is sentencepiece's unigram model. Added tokens, and the
+tokens that begin and end a text, are in tokenizer.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 _SPACE = "▁"
 
 
-class Keys:
+class TokenizerKeys:
     """The `tokenizer.ggml.*` entries, checked; complaints name the file."""
 
     def __init__(self, metadata: Mapping[str, Any], source: Path) -> None:
@@ -62,7 +62,7 @@ class Keys:
         return [[merge[:at], merge[at + 1 :]] for merge, at in pairs]
 
 
-def byte_level(keys: Keys) -> dict[str, Any]:
+def byte_level(keys: TokenizerKeys) -> dict[str, Any]:
     name = keys.get("pre") or "default"
     if name not in PRE:
         raise UnsupportedError(
@@ -78,7 +78,7 @@ def byte_level(keys: Keys) -> dict[str, Any]:
     }
 
 
-def sentencepiece(keys: Keys) -> dict[str, Any]:
+def sentencepiece(keys: TokenizerKeys) -> dict[str, Any]:
     types, pieces = keys.numbers("token_type"), _pieces(keys)
     merges = keys.merges() if keys.get("merges") else _merges(pieces, types, keys.numbers("scores"))
     unknown = next((piece for piece, type_ in zip(pieces, types, strict=True) if type_ == UNKNOWN), None)
@@ -91,7 +91,7 @@ def sentencepiece(keys: Keys) -> dict[str, Any]:
     return _spaced(prefix, []) | {"model": model}
 
 
-def unigram(keys: Keys) -> dict[str, Any]:
+def unigram(keys: TokenizerKeys) -> dict[str, Any]:
     types, scores = keys.numbers("token_type"), keys.numbers("scores")
     first: list[dict[str, Any]] = []
     if charsmap := keys.get("precompiled_charsmap"):
@@ -108,7 +108,7 @@ def unigram(keys: Keys) -> dict[str, Any]:
 
 # `tokenizer.ggml.model` → how it is read, and whether a text gets a first and a last token where the file does not say
 # (byte-level vocabularies: pre.py says it).
-MODELS: dict[str, tuple[Callable[[Keys], dict[str, Any]], bool, bool]] = {
+MODELS: dict[str, tuple[Callable[[TokenizerKeys], dict[str, Any]], bool, bool]] = {
     "gpt2": (byte_level, False, False),
     "llama": (sentencepiece, True, False),
     "gemma4": (sentencepiece, True, False),
@@ -133,7 +133,7 @@ def _spaced(prefix: bool, first: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pieces(keys: Keys) -> list[str]:
+def _pieces(keys: TokenizerKeys) -> list[str]:
     """The vocabulary as sentencepiece writes it: llama.cpp's converter puts real spaces into runs of them."""
     return [_SPACE * len(token) if token and not token.strip(" ") else token for token in keys.tokens]
 

@@ -1,8 +1,8 @@
-"""What a kernel takes its rows from: a tensor as it is, or one that is normalised or gated while it is read.
+"""Prologues of CPU kernels: a norm or a gated activation of the input rows, fused into the kernel that reads them.
 
-A matrix product rounds its input to 8 bits, or reads it for every tile; either way it passes over each row once before
-the product begins. Norms and activations are done in that pass, so that they need no kernels of their own, and the
-kernels that do nothing else (elementwise.py) are made of the same parts: the results are equal bit by bit.
+A matrix product passes over each input row once before the product begins, to round it to 8 bits or to copy it. Norms
+and activations are computed in that pass. `elementwise.prologue_alone` is the same code as a kernel of its own, so the
+results are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .vector_math import across, exp
 
 
 @dataclass(frozen=True)
-class Norm:
+class NormPrologue:
     """A norm of x. With `residual`, x is x + r first, and the sum is an output of its own.
 
     Arguments: x float32 [M, width], (r like x,) (weight float32 [width],) (bias like it); after the kernel's output
@@ -31,22 +31,22 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Gate:
+class GatePrologue:
     """y = activation(gate) * up (Shazeer 2020). Argument: x float32 [M, 2 * width], which holds gate, then up.
 
-    `activation`: one of kernels.base.ACTIVATIONS. gelu_tanh(x) is x times the logistic function of twice what its tanh
-    takes, so both are x / (1 + e⁻ᶻ).
+    `activation`: one of kernels.base.FUSED_ACTIVATIONS. gelu_tanh(x) is x times the logistic function of twice the
+    argument of its tanh, so both are x / (1 + e⁻ᶻ).
     """
 
     activation: str = "silu"
 
 
-Source = Norm | Gate | None
-"""How rows are made; None is a tensor x float32 [M, width] as it is."""
+Prologue = NormPrologue | GatePrologue | None
+"""None: the rows are those of a tensor x float32 [M, width], unchanged."""
 
 
-class Rows:
-    """Rows of a tensor argument as they are; made while a kernel's arguments are declared, inputs first."""
+class InputRows:
+    """The rows of a tensor argument, unchanged; made while a kernel's arguments are declared, inputs first."""
 
     def __init__(self, m: Any, width: int, isa: Isa) -> None:
         self._m, self._width, self._lanes = m, width, math.gcd(isa.lanes, width)
@@ -56,15 +56,15 @@ class Rows:
         """Declare the arguments that come after the kernel's own output."""
 
     def begin(self, row: Any) -> None:
-        """Emit what must be known of a row before its elements; in the block that reads them."""
+        """Emit what a row's elements depend on, such as its mean; in the block that reads them."""
 
     def part(self, row: Any, first: Any, lanes: int) -> Any:
-        """`lanes` elements of the row that was begun."""
+        """`lanes` elements of the row of the last `begin`."""
         return vec(self.tensor, row, first, lanes=lanes)
 
 
-class _Normed(Rows):
-    def __init__(self, m: Any, width: int, isa: Isa, norm: Norm) -> None:
+class _NormedRows(InputRows):
+    def __init__(self, m: Any, width: int, isa: Isa, norm: NormPrologue) -> None:
         super().__init__(m, width, isa)
         self._norm = norm
         self._residual = sized("residual", (m, width), "float32") if norm.residual else None
@@ -108,7 +108,7 @@ class _Normed(Rows):
         return value if self._bias is None else value + vec(self._bias, first, lanes=lanes)
 
 
-class _Gated(Rows):
+class _GatedRows(InputRows):
     def __init__(self, m: Any, width: int, isa: Isa, activation: str) -> None:
         super().__init__(m, 2 * width, isa)
         self._up, self._activation = width, activation
@@ -122,8 +122,8 @@ class _Gated(Rows):
         return gate / (full(f32(1), lanes) + exp(full(f32(0), lanes) - inner, lanes)) * up
 
 
-def rows_of(source: Source, m: Any, width: int, isa: Isa) -> Rows:
-    """Declares a kernel's inputs, and says how its rows [M, width] are read from them."""
-    if isinstance(source, Norm):
-        return _Normed(m, width, isa, source)
-    return Rows(m, width, isa) if source is None else _Gated(m, width, isa, source.activation)
+def input_rows(prologue: Prologue, m: Any, width: int, isa: Isa) -> InputRows:
+    """Declares the inputs of a prologue; returns the rows [M, width] that it makes of them."""
+    if isinstance(prologue, NormPrologue):
+        return _NormedRows(m, width, isa, prologue)
+    return InputRows(m, width, isa) if prologue is None else _GatedRows(m, width, isa, prologue.activation)

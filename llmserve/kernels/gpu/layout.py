@@ -1,4 +1,4 @@
-"""How weights lie in a GPU's memory, and how a thread reads a run of them: 3, 4 and 8 bits in words, or floats.
+"""Layout of weights for GPU kernels, and a thread's loads of them: 3, 4 and 8 bits in words, or floats.
 
 Quantized weights stay as they are stored (quant/group.py): rows of uint32 words along the inputs, lowest bits first,
 and a scale per group. Scales and zero points are in the dtype of activations, as some GPUs know no other.
@@ -20,7 +20,7 @@ FLOAT_GROUP = 32  # float weights are read in runs of as many
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """One weight matrix [n, k] in a GPU's memory.
 
     Attributes:
@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def offset(self) -> int:
-        """What to take from a stored value, where there are no zero points."""
+        """The number subtracted from a stored value, where there are no zero points."""
         return self.fmt.max_int if self.fmt else 0
 
     @property
@@ -82,17 +82,17 @@ class Layout:
             out["z"] = stored["q_zero"].astype(self.dtype)
         return out
 
-    def arguments(self) -> Tensors:
+    def arguments(self) -> WeightTensors:
         """Declares the parameters as arguments of the function that is being built."""
         buffers = {name: sized(name, shape, dtype) for name, (shape, dtype) in self.params.items()}
-        return Tensors(self, buffers)
+        return WeightTensors(self, buffers)
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """The parameters inside a kernel."""
+class WeightTensors:
+    """The parameters of one weight matrix inside a kernel."""
 
-    layout: Layout
+    layout: WeightLayout
     buffers: Mapping[str, Any]
 
     def scale(self, row: Any, group: Any) -> Any:
@@ -100,7 +100,7 @@ class Tensors:
         return T.cast(self.buffers["s"][row, group], "float32")
 
     def zero(self, row: Any, group: Any) -> Any:
-        """What to take from the group's stored values, float32."""
+        """The number subtracted from the group's stored values, float32."""
         if "z" in self.buffers:
             return T.cast(self.buffers["z"][row, group], "float32")
         return T.float32(self.layout.offset)
