@@ -140,7 +140,14 @@ def serve(
     config: ConfigFileOption = None,
     host: Annotated[Optional[str], typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,  # noqa: UP045
     port: Annotated[Optional[int], typer.Option(help="Port to listen on.  [default: 8000]")] = None,  # noqa: UP045
-    served_model_name: Annotated[Optional[str], typer.Option(help="The model's name to clients.")] = None,  # noqa: UP045
+    served_model_name: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="The model's name to clients; repeatable, for further names of it.", show_default=False),
+    ] = None,
+    any_model_name: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--any-model-name", help="Serve requests whatever model they name."),
+    ] = None,
     max_model_len: ContextOption = None,
     max_num_seqs: Annotated[Optional[int], typer.Option(help="Sequences at once.  [default: 64]")] = None,  # noqa: UP045
     kv_cache_memory: Annotated[
@@ -161,7 +168,8 @@ def serve(
     server: dict[str, Any] = {
         "host": host,
         "port": port,
-        "served_model_name": served_model_name,
+        "served_model_name": tuple(served_model_name) if served_model_name else None,
+        "any_model_name": any_model_name or None,
         "chat_template": chat_template,
     }
     server["api_keys"] = tuple(api_key) if api_key else None

@@ -49,11 +49,15 @@ def parse_memory(value: str | None) -> int | None:
     return count
 
 
+def _one_or_several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -111,7 +115,9 @@ class ServerConfig(_Section):
     """The settings of the HTTP server.
 
     Attributes:
-        served_model_name: the model's name to clients; None is the last part of its path.
+        served_model_name: the model's name to clients, or several, of which the first is told; None is the last part of
+            its path.
+        any_model_name: serve requests whatever model they name.
         api_keys: of which one must come with every request; none, here, in the file and in the environment, means open
             to all.
         api_keys_file: a file with further keys, one a line.
@@ -126,11 +132,14 @@ class ServerConfig(_Section):
         otlp_endpoint: where spans go, as in "http://localhost:4318/v1/traces"; None makes none. Needs the extra `otel`.
         max_body_bytes: larger request bodies are refused.
         max_json_depth: lists and objects in each other in a request's body.
+        max_json_values: values in it, of lists and objects and these themselves.
         max_output_tokens: tokens that a request may ask for; None is what the context holds.
         max_n: choices per prompt.
         max_prompts: prompts per request.
         max_stop_strings, max_stop_chars: stop strings per request, and how long each may be.
-        body_seconds: how long a request's body may take to arrive.
+        idle_seconds: how long a connection is kept open for its first or next request; longer than clients and proxies
+            keep theirs, or they send to one that is being closed.
+        header_seconds, body_seconds: how long a request's headers may take to arrive, and its body.
         write_seconds: how long a client may read nothing of its answer before it is dropped.
         keep_alive_seconds: how long a stream may be silent before an empty chunk shows that it lives.
         tokenizer_threads: prompts rendered and tokenized at the same time.
@@ -140,7 +149,10 @@ class ServerConfig(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    served_model_name: str | None = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)
+    ] = None
+    any_model_name: bool = False
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     api_keys_file: Path | None = None
     open_paths: tuple[Annotated[str, Field(pattern="^/")], ...] = ("/health", "/version")
@@ -156,11 +168,14 @@ class ServerConfig(_Section):
     otlp_endpoint: str | None = None
     max_body_bytes: Size = 16 * 2**20
     max_json_depth: int = Field(default=128, gt=0, le=256)
+    max_json_values: int = Field(default=2**19, gt=0)
     max_output_tokens: int | None = Field(default=None, ge=16)  # what /v1/completions gives who does not ask
     max_n: int = Field(default=128, gt=0, le=128)
     max_prompts: int = Field(default=1024, gt=0)
     max_stop_strings: int = Field(default=16, ge=0, le=16)
     max_stop_chars: int = Field(default=1024, gt=0)
+    idle_seconds: float = Field(default=75.0, gt=0)
+    header_seconds: float = Field(default=20.0, gt=0)
     body_seconds: float = Field(default=60.0, gt=0)
     write_seconds: float = Field(default=60.0, gt=0)
     keep_alive_seconds: float = Field(default=10.0, gt=0)
@@ -223,13 +238,18 @@ def load_toml(path: str | Path) -> Config:
     return validated(Config, values, str(path))
 
 
-def sampling_defaults(checkpoint: str | Path) -> dict[str, float]:
-    """The sampling parameters that a checkpoint's generation_config.json recommends. Raises ConfigError."""
+def sampling_defaults(checkpoint: str | Path) -> dict[str, Any]:
+    """The sampling parameters that a checkpoint's generation_config.json recommends, as they stand there.
+
+    Raises ConfigError if it is no JSON object.
+    """
     file = Path(checkpoint) / "generation_config.json"
     try:
         values = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}.") from error
-    return {name: values[name] for name in _SAMPLING_DEFAULTS if isinstance(values.get(name), (int, float))}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a JSON object, not {type(values).__name__}.")
+    return {name: values[name] for name in _SAMPLING_DEFAULTS if values.get(name) is not None}

@@ -46,6 +46,13 @@ class RequestError(LLMServeError):
         self.code = code
 
 
+class NotReadyError(RequestError):
+    """What the request needs was not ready in time; the same request may be served a little later."""
+
+    status = 503
+    type = "service_unavailable"
+
+
 class ContextLengthError(RequestError):
     """The prompt (with the tokens asked for) does not fit the context or the KV cache."""
 
@@ -76,3 +83,8 @@ class QueueFullError(RequestError):
 
     status = 429
     type = "rate_limit_error"
+
+
+def is_exit(error: BaseException) -> bool:
+    """Whether this is to end the program, and no fault. Panics of extensions in Rust are outside of `Exception` too."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .compile.build import Build, Notify, silent
 from .config import EngineConfig, sampling_defaults, validated
-from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold
+from .engine import FinishReason, RequestOutput, SamplingParams, TokenLogprob, fold, recommended
 from .engine.grammar.compiler import GrammarCompiler
 from .engine.loading import load_core, scheduler_config
 from .engine.plan.scheduler import ScheduledSequence
@@ -93,7 +93,8 @@ class LLM:
         )
         self.tokenizer = Tokenizer.from_directory(build.tokenizer_directory)
         self.chat_template = ChatTemplate.from_directory(build.tokenizer_directory, self.tokenizer.special_tokens)
-        self.default_params = SamplingParams(**cast(Any, sampling_defaults(build.tokenizer_directory)))
+        generation = f"{build.tokenizer_directory}/generation_config.json"
+        self.default_params = SamplingParams(**recommended(sampling_defaults(build.tokenizer_directory), generation))
         self.compiled = build.run(config.max_model_len)
         limits = scheduler_config(self.compiled, config)
         self._core = load_core(self.compiled, config, limits, self.tokenizer, self.tokenizer.eos_token_ids)

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from .api.checks import check
 from .compile.prepare import PreparedModel, prepare
@@ -46,27 +45,27 @@ def serve(config: Config) -> None:
             from .api.app import create_app
             from .api.base.state import ServedModel
             from .api.launch import run
-            from .engine import AsyncEngine
+            from .engine import AsyncEngine, recommended
             from .engine.grammar.compiler import GrammarCompiler
             from .engine.loading import load_core, scheduler_config
             from .text.chat_template import ChatTemplate
 
         # A wrong tokenizer or template is an error before anything is converted or compiled.
         tokenizer = loading.result()
-        template = ChatTemplate.from_directory(
-            build.tokenizer_directory, tokenizer.special_tokens, server.chat_template
-        )
-        defaults: dict[str, Any] = sampling_defaults(build.tokenizer_directory)
+        directory = build.tokenizer_directory
+        template = ChatTemplate.from_directory(directory, tokenizer.special_tokens, server.chat_template)
+        defaults = recommended(sampling_defaults(directory), f"{directory}/generation_config.json")
         compiled = build.run(config.engine.max_model_len)
     scheduler = scheduler_config(compiled, config.engine)
     engine = AsyncEngine(
         lambda: load_core(compiled, config.engine, scheduler, tokenizer, tokenizer.eos_token_ids),
         GrammarCompiler(tokenizer),
     )
+    name, *others = server.served_model_name or (build.label,)
     served = ServedModel(
-        id=server.served_model_name or build.label,
+        id=name,
         max_model_len=compiled.max_model_len,
-        aliases=() if model.path is None else (model.path,),
+        aliases=(*others, *(() if model.path is None else (model.path,))),
         sampling_defaults=defaults,
     )
     for note in compiled.notes:

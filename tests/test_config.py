@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.config import Config, EngineConfig, ServerConfig, load_toml, parse_size, sampling_defaults
+from llmserve.config import Config, EngineConfig, ServerConfig, load_toml, parse_size, sampling_defaults, validated
 from llmserve.errors import ConfigError
 
 
@@ -51,6 +51,14 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.toml cannot be read"):
         load_toml(tmp_path / "gone.toml")
+
+
+def test_several_served_names() -> None:
+    for value, names in (("a", ("a",)), (["a", "b"], ("a", "b")), (("a",), ("a",)), (None, None)):
+        assert ServerConfig.model_validate({"served_model_name": value}).served_model_name == names
+    for wrong in (["a", ""], "", 5, [5]):
+        with pytest.raises(ConfigError, match=r"server\.served_model_name"):
+            validated(Config, {"server": {"served_model_name": wrong}}, "here")
 
 
 def test_flags_win_over_the_file_where_given() -> None:

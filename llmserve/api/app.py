@@ -22,7 +22,7 @@ from .edge import errors, metrics
 from .edge.body import BodyMiddleware
 from .edge.gate import GateMiddleware
 from .edge.logs import log_access
-from .edge.middleware import ApiKeyMiddleware, RecordMiddleware
+from .edge.middleware import ApiKeyMiddleware, HeadMiddleware, RecordMiddleware
 from .edge.record import Record
 from .edge.tracing import Tracing
 from .endpoints import chat, completions, embeddings, messages, models, page, responses, tokenize
@@ -83,9 +83,12 @@ def create_app(
             BodyMiddleware,
             max_bytes=config.max_body_bytes,
             max_depth=config.max_json_depth,
+            max_values=config.max_json_values,
             seconds=config.body_seconds,
         )
     )
+
+    middleware.append(Middleware(HeadMiddleware))
 
     app = FastAPI(
         title="llmserve",

@@ -10,10 +10,11 @@ from .async_engine import AsyncEngine
 from .core import EngineCore, EngineStats, Executor
 from .plan.grammar_spec import Grammar
 from .plan.outputs import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored, TokenLogprob, fold
-from .plan.sampling_params import SamplingParams
+from .plan.sampling_params import MAX_LOGIT_BIAS, SamplingParams, recommended
 from .plan.scheduler_config import SchedulerConfig
 
 __all__ = [
+    "MAX_LOGIT_BIAS",
     "AsyncEngine",
     "ChoiceDelta",
     "EngineCore",
@@ -29,4 +30,5 @@ __all__ = [
     "Scored",
     "TokenLogprob",
     "fold",
+    "recommended",
 ]

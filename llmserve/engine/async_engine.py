@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ..errors import EngineError, LLMServeError, RequestError
+from ..errors import EngineError, LLMServeError, NotReadyError
 from .core import EngineCore, EngineStats
 from .plan.grammar_spec import CompiledGrammar, Compiler, Grammar
 from .plan.outputs import RequestOutput
@@ -53,6 +53,7 @@ class AsyncEngine:
         self._core: EngineCore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exited: asyncio.Future[None] | None = None
+        self._died: asyncio.Future[str] | None = None
         self._thread: threading.Thread | None = None
         self._streams: dict[str, tuple[Reader, int]] = {}  # unfinished requests: their reader, their number there
         self._wakeup = threading.Condition()
@@ -65,7 +66,7 @@ class AsyncEngine:
         if self._loop is not None:
             raise EngineError("The engine has been started already.")
         self._loop = asyncio.get_running_loop()
-        self._exited = self._loop.create_future()
+        self._exited, self._died = self._loop.create_future(), self._loop.create_future()
         ready: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="llmserve-engine", daemon=True)
         self._thread.start()
@@ -146,6 +147,12 @@ class AsyncEngine:
         """Why the engine is gone; None while it is not, and before it has started."""
         return self._dead_reason
 
+    async def death(self) -> str:
+        """Wait until the engine has died, and return why. One that is stopped has not."""
+        if self._died is None:
+            raise EngineError("The engine has not been started.")
+        return await asyncio.shield(self._died)
+
     # On the event loop
 
     def _add(
@@ -165,8 +172,13 @@ class AsyncEngine:
             compiled = await self._compiled(grammar)
             self._check_open()  # it may have gone meanwhile
             self._add(reader, prompts, params, compiled)
+        except asyncio.CancelledError:
+            raise
         except Exception as error:
             asyncio.get_running_loop().call_soon(reader.put, 0, error)
+        except BaseException as error:  # a panic of the grammar library
+            told = EngineError(f"The grammar could not be compiled: {type(error).__name__}: {error}.")
+            asyncio.get_running_loop().call_soon(reader.put, 0, told)
 
     def _abort_all(self, reader: Reader) -> None:
         """Abort a reader's unfinished requests. They stay in `_streams` until the engine thread is done with them."""
@@ -179,9 +191,12 @@ class AsyncEngine:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs it as not retrieved
         await asyncio.wait({work}, timeout=COMPILE_SECONDS)  # which leaves it running when this request is cancelled
         if not work.done():
-            raise RequestError(
-                f"The grammar was not compiled within {COMPILE_SECONDS:g} seconds; send a simpler one, or try later.",
+            # What a grammar may cost is bounded, so the machine is busy, or others come first; and it goes on.
+            raise NotReadyError(
+                f"The grammar was not compiled within {COMPILE_SECONDS:g} seconds, since the server is busy. Please "
+                "try again in a moment: it may be ready then.",
                 param=grammar.param,
+                code="grammar_not_ready",
             )
         if work.cancelled():
             raise EngineError("The engine is shutting down.")
@@ -202,14 +217,20 @@ class AsyncEngine:
 
     def _deliver(self, results: list[_Result]) -> None:
         for request_id, item in results:
-            reader, request = self._streams[request_id]
+            known = self._streams.get(request_id)
+            if known is None:
+                logger.error("an output of a request that has no reader: %s", request_id)
+                continue
+            reader, request = known
             if not isinstance(item, RequestOutput) or item.finished:
                 del self._streams[request_id]
             reader.put(request, item)
 
-    def _finish_dead(self, reason: str) -> None:
-        """The thread has ended: fail what is open, and let `stop` return."""
+    def _finish_dead(self, reason: str, has_died: bool) -> None:
+        """The thread has ended: fail what is open, and let `stop` and `death` return."""
         self._dead_reason = reason
+        if has_died and self._died is not None and not self._died.done():
+            self._died.set_result(reason)
         self._deliver([(request_id, EngineError(reason)) for request_id in list(self._streams)])
         if self._exited is not None and not self._exited.done():
             self._exited.set_result(None)
@@ -220,23 +241,23 @@ class AsyncEngine:
         try:
             core = self._core_factory()
         except BaseException as error:
-            self._post(self._finish_dead, f"The engine could not start: {error}")
+            self._post(self._finish_dead, f"The engine could not start: {error}", False)
             self._post(_settle, ready, error)
             return
         self._core = core
         self._post(_settle, ready, None)
-        reason = "The engine has been stopped."
+        reason, has_died = "The engine has been stopped.", False
         try:
             self._step_until_stopped(core)
         except BaseException as error:
             logger.exception("The engine thread has died")
-            reason = f"The engine has died: {type(error).__name__}: {error}"
+            reason, has_died = f"The engine has died: {type(error).__name__}: {error}", True
         finally:
             try:
                 core.close()
             except Exception:
                 logger.exception("The executor could not be closed")
-            self._post(self._finish_dead, reason)
+            self._post(self._finish_dead, reason, has_died)
 
     def _step_until_stopped(self, core: EngineCore) -> None:
         results: list[_Result] = []
@@ -275,6 +296,9 @@ class AsyncEngine:
             core.add_request(job.request_id, job.prompt_ids, job.params, job.grammar)
         except LLMServeError as error:
             return [(job.request_id, error)]
+        except BaseException as error:  # of this request; the others go on
+            logger.exception("a request could not be added")
+            return [(job.request_id, EngineError(f"The request failed: {type(error).__name__}: {error}."))]
         return []
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:

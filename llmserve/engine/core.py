@@ -5,12 +5,13 @@ Not thread-safe: one thread builds it, steps it, adds to it and aborts in it. `a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, RequestError, is_exit
 from .detokenize import Detokenizer, Tokenizer
 from .plan.grammar_spec import CompiledGrammar
 from .plan.outputs import ChoiceDelta, FinishReason, Pooled, RequestOutput, SampledToken, Scored
@@ -18,6 +19,8 @@ from .plan.sampling_params import SamplingParams
 from .plan.scheduler import Sampled, Scheduler, SchedulerOutput
 from .plan.scheduler_config import SchedulerConfig
 from .plan.sequence import Request, Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
@@ -126,20 +129,19 @@ class EngineCore:
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             if ids and not 0 <= min(ids) <= max(ids) < vocab:
                 raise RequestError(f"{name} holds token ids outside the vocabulary of {vocab}.", param=name)
+        banned = [token_id for sequence in params.banned for token_id in sequence]
+        if banned and not 0 <= min(banned) <= max(banned) < vocab:
+            raise RequestError(f"bad_words holds tokens outside the vocabulary of {vocab}.", param="bad_words")
         if params.stop and self._tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and this engine has none.", param="stop")
         if params.grammar is not None and grammar is None:
             raise RequestError("This engine cannot keep to grammars.", param=params.grammar.param)
         request = Request(request_id, list(prompt_ids), params, self._next_seq_id, grammar)
-        self.scheduler.add(request)
+        detokenizers = {s.seq_id: made for s in request.sequences if (made := self._detokenizer(params)) is not None}
+        self.scheduler.add(request)  # last of what may fail
+        self._detokenizers |= detokenizers
         self._next_seq_id += params.n
         self._num_prompt_tokens += len(request.prompt_ids)
-        if self._tokenizer is not None:
-            for sequence in request.sequences:
-                stream = self._tokenizer.stream(
-                    params.skip_special_tokens, shown=params.shown_token_ids, continues=True
-                )
-                self._detokenizers[sequence.seq_id] = Detokenizer(stream, params.stop, params.min_tokens)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request and free its pages now; return its last output, or None if the id is unknown."""
@@ -181,6 +183,12 @@ class EngineCore:
     def close(self) -> None:
         self.executor.close()
 
+    def _detokenizer(self, params: SamplingParams) -> Detokenizer | None:
+        if self._tokenizer is None:
+            return None
+        stream = self._tokenizer.stream(params.skip_special_tokens, shown=params.shown_token_ids, continues=True)
+        return Detokenizer(stream, params.stop, params.min_tokens, params.include_stop)
+
     def _emit(self, news: Iterable[tuple[Sequence, SampledToken | Pooled | Scored | None]]) -> list[RequestOutput]:
         deltas: dict[Request, list[ChoiceDelta]] = {}
         for sequence, result in news:
@@ -202,17 +210,13 @@ class EngineCore:
         token = result if isinstance(result, SampledToken) else None
         token_ids = (token.token_id, *token.forced) if token is not None else ()
         if detokenizer is not None:
-            # A token that stops is not part of the text.
-            for i, token_id in enumerate(token_ids[:-1] if sequence.finish_reason == "stop" else token_ids):
-                text += detokenizer.push(token_id)
-                if detokenizer.stop is not None:
-                    token_ids = token_ids[: i + 1]
-                    self.scheduler.finish(sequence, "stop", detokenizer.stop)
-                    break
-            if sequence.finish_reason is not None:
-                text += detokenizer.flush()
-            if detokenizer.stop is not None and sequence.finish_reason == "length":
-                self.scheduler.finish(sequence, "stop", detokenizer.stop)
+            try:
+                text, token_ids = self._spell(sequence, detokenizer, token_ids)
+            except BaseException as error:  # of this sequence's tokens; the others go on
+                if is_exit(error):
+                    raise
+                logger.exception("tokens could not be spelt")
+                self.scheduler.fail(sequence, f"The answer's tokens cannot be spelt: {type(error).__name__}: {error}.")
         if sequence.finish_reason is not None:
             self._finished[sequence.finish_reason] += 1
             self._detokenizers.pop(sequence.seq_id, None)
@@ -228,6 +232,25 @@ class EngineCore:
             vector=result.vector if isinstance(result, Pooled) else None,
             prompt_logprobs=result.prompt_logprobs if isinstance(result, (SampledToken, Scored)) else None,
         )
+
+    def _spell(
+        self, sequence: Sequence, detokenizer: Detokenizer, token_ids: tuple[int, ...]
+    ) -> tuple[str, tuple[int, ...]]:
+        """The text of new tokens, and those of them that come before a stop string has ended the sequence."""
+        text = ""
+        stops = sequence.finish_reason == "stop" and not sequence.request.params.include_stop
+        # A token that stops is not part of the text.
+        for i, token_id in enumerate(token_ids[:-1] if stops else token_ids):
+            text += detokenizer.push(token_id)
+            if detokenizer.stop is not None:
+                token_ids = token_ids[: i + 1]
+                self.scheduler.finish(sequence, "stop", detokenizer.stop)
+                break
+        if sequence.finish_reason is not None:
+            text += detokenizer.flush()
+        if detokenizer.stop is not None and sequence.finish_reason == "length":
+            self.scheduler.finish(sequence, "stop", detokenizer.stop)
+        return text, token_ids
 
 
 def _note_first_computation(admitted: Iterable[Sequence]) -> None:

@@ -43,11 +43,14 @@ class Detokenizer:
         stop: the stop string that was found, or None. Nothing more is to be pushed then.
     """
 
-    def __init__(self, stream: TextStream, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
-        """Stop strings that end within the first `min_tokens` tokens' text are part of the text."""
+    def __init__(
+        self, stream: TextStream, stops: Sequence[str] = (), min_tokens: int = 0, include_stop: bool = False
+    ) -> None:
+        """Stop strings that end within the first `min_tokens` tokens' text are part of the text; the one that ends it
+        is with `include_stop`."""
         self.stop: str | None = None
         self._stream = stream
-        self._stops = stops
+        self._stops, self._include = stops, include_stop
         self._unguarded = min_tokens if stops else 0
         self._held = ""
 
@@ -72,9 +75,9 @@ class Detokenizer:
         text = self._held + text
         matches = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
-            _, at, self.stop = min(matches)
+            end, at, self.stop = min(matches)
             self._held = ""
-            return text[:at]
+            return text[: end if self._include else at]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

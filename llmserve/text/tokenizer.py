@@ -14,8 +14,9 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RequestError, is_exit
 from .added_tokens import complete
+from .lengths import Lengths
 from .token_bytes import spelling_of
 
 # Tokens that are decoded again with each new one, where a decoder looks at a token's neighbours.
@@ -53,6 +54,7 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self.spells_bytes = self._spelling is not None
         self._bytes: dict[int, bytes] = {}
+        self._lengths: Lengths | None = None  # made when a text is long enough to be asked about
         self._added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -96,16 +98,31 @@ class Tokenizer:
         )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Lets other Python threads run meanwhile."""
+        """Token ids of `text`. Lets other Python threads run meanwhile. RequestError for what is too much for it."""
         if not text.isascii():  # JSON can hold halves of surrogate pairs, which are no text
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        # Of the package's calls only the batched ones release the GIL.
-        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        try:
+            # Of the package's calls only the batched ones release the GIL.
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException as error:  # its panics are no `Exception`
+            if is_exit(error):
+                raise
+            raise RequestError(
+                f"The tokenizer cannot take this text: {type(error).__name__}: {error!s:.200}."
+            ) from error
         if add_special_tokens and self._add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids = [self.bos_token_id, *ids]
         if add_special_tokens and self._last is not None and ids[-1:] != [self._last]:
             ids = [*ids, self._last]
         return ids
+
+    def least_tokens(self, text: str, enough: int) -> int:
+        """What `encode` would give at least, as far as tells whether it is more than `enough`; without encoding."""
+        if self._lengths is None:
+            spelling = self._spelling
+            vocabulary = self._backend.get_vocab(with_added_tokens=True)
+            self._lengths = Lengths(self._backend, None if spelling is None else [*map(spelling.spell, vocabulary)])
+        return self._lengths.least(text, enough)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are nothing."""

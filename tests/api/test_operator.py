@@ -192,9 +192,39 @@ def test_the_access_log_has_a_line_for_each_request_and_nothing_of_what_it_says(
     for line, name in zip(lines, ("False", "True"), strict=False):
         figures = r"200 in=\d+ cached=\d+ out=4 queued=[\d.]+ first=[\d.]+ total=[\d.]+$"
         assert re.search(rf"INFO \[mine-{name}\] 127\.0\.0\.1 POST {CHAT} {figures}", line), line
-    assert re.search(rf"POST {CHAT} 400 total=", lines[2])
+    assert re.search(rf'POST {CHAT} 400 total=[\d.]+ reason="temperature: Input should be', lines[2])
     assert "GET /v1/models/none%0Asuch 404" in lines[3]
     assert "fox" not in said
+
+
+def test_the_access_log_says_why_something_was_refused() -> None:
+    with process(api_keys=["k"], max_body_bytes=2000) as server:
+        ask = {"headers": {"authorization": "Bearer k"}}
+        for body in ({"messages": []}, {**BODY, "model": "none"}, {**BODY, "n": "x"}, {**BODY, "user": "x" * 3000}):
+            httpx.post(server.url + CHAT, json=body, **ask)
+        httpx.post(server.url + CHAT, json=BODY)
+        httpx.post(server.url + CHAT, content=b'{"a": NaN}', **ask)
+        httpx.put(server.url + CHAT, json=BODY, **ask)
+        httpx.post(server.url + "/v1/messages", json={"messages": []}, **ask)
+        httpx.post(server.url + CHAT, json={**BODY, "tool_choice": "a\nb" + "c" * 500}, **ask)
+        httpx.post(server.url + CHAT, json=BODY, **ask)
+        server.signal()
+        said = server.end()[1]
+    lines = [line.partition(" 127.0.0.1 ")[2] for line in said.splitlines() if " 127.0.0.1 " in line]
+    reasons = [line.partition(" reason=")[2] for line in lines if "/version" not in line]
+    words = (
+        "messages must hold",
+        "'none' is not served",
+        "n: Input",
+        "larger than 2000",
+        "API key is missing",
+        "NaN is no",
+    )
+    for reason, word in zip(
+        reasons, (*words, "Method Not Allowed", "max_tokens is required", "tool_choice"), strict=False
+    ):
+        assert word in json.loads(reason) and len(json.loads(reason)) <= 200, reasons
+    assert len(reasons) == 10 and reasons[-1] == ""
 
 
 def test_the_access_log_in_json() -> None:
@@ -207,6 +237,7 @@ def test_the_access_log_in_json() -> None:
     assert all(line.keys() >= {"time", "level", "logger", "request_id"} for line in lines)
     access = [line for line in lines if line["logger"] == "llmserve.access" and line["path"].startswith("/v1")]
     assert [line["status"] for line in access] == [200, 200, 400, 404]
+    assert ["reason" in line for line in access] == [False, False, True, True]
     first = access[0]
     assert first["id"] == first["request_id"] == "mine-False" and first["method"] == "POST"
     assert (first["out"], first["client"]) == (4, "127.0.0.1") and 0 < first["first"] <= first["total"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..text import templates
-from .server import MODEL, Running, serve
+from .server import CONTEXT, MODEL, Running, serve
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
@@ -259,3 +259,35 @@ def test_text_that_is_hardly_text(server: Running, text: str) -> None:
 def test_health_and_version(server: Running) -> None:
     assert server.get("/health").json() == {"status": "ok"}
     assert server.get("/version").json()["version"]
+
+
+def test_as_many_tokens_as_there_is_room_for(server: Running) -> None:
+    for path, body in ((CHAT, {"messages": BODY["messages"]}), (TEXT, {"prompt": "a"})):
+        for value in (-1, -1.0, "-1"):
+            answer = server.post(path, {**body, "max_tokens": value, "ignore_eos": True}).json()
+            assert answer["usage"]["total_tokens"] == CONTEXT
+        for value in (-2, 0 if path == CHAT else -3):
+            assert error_of(server.post(path, {**body, "max_tokens": value}))["param"] == "max_tokens"
+    error = server.post("/v1/messages", {"messages": BODY["messages"], "max_tokens": -1})
+    assert error.status_code == 400 and "max_tokens" in error.text
+
+
+def test_a_message_is_new_or_goes_on(server: Running) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    both = {"messages": messages, "add_generation_prompt": True, "continue_final_message": True}
+    for path in (CHAT, "/tokenize"):
+        assert error_of(server.post(path, {**both, "max_tokens": 2}))["param"] == "continue_final_message"
+        for new in (False, None):
+            assert server.post(path, {**both, "max_tokens": 2, "add_generation_prompt": new}).status_code == 200
+        for going_on in (False, None):
+            assert server.post(path, {**both, "max_tokens": 2, "continue_final_message": going_on}).status_code == 200
+
+
+def test_any_model_name() -> None:
+    with serve(any_model_name=True) as running:
+        for name in ("gpt-4o", MODEL, "", "a/b c", None):
+            for path, body in ((CHAT, BODY), (TEXT, {"prompt": "a", "max_tokens": 2}), ("/tokenize", {"prompt": "a"})):
+                answer = running.post(path, {**body, "model": name})
+                assert answer.status_code == 200
+                assert answer.json().get("model", name or MODEL) == (name or MODEL)
+        assert [card["id"] for card in running.get("/v1/models").json()["data"]] == [MODEL, "tiny"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any, Literal
 
 import jsonschema
 import pytest
 from pydantic import BaseModel
 
+from llmserve.engine import Grammar, async_engine
+from llmserve.engine.grammar import compiler
+from llmserve.engine.grammar.compiler import GrammarCompiler
 from tests.api.server import MODEL, Running
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -125,7 +129,17 @@ def test_the_parsed_answer_of_the_client(server: Running) -> None:
         ({"guided_json": {"not": {}}}, "guided_json", '"not"'),
         ({"guided_json": {"if": {}, "then": {}}}, "guided_json", '"if", "then"'),
         ({"guided_json": {"uniqueItems": True}}, "guided_json", "uniqueItems"),
-        ({"guided_json": {"properties": {"a": {"format": "colour"}}}}, "guided_json", "colour"),
+        ({"guided_json": {"properties": {"a": {"pattern": "(?=b)"}}}}, "guided_json", "pattern"),
+        ({"guided_grammar": ""}, "guided_grammar", "empty"),
+        ({"guided_grammar": " \n"}, "guided_grammar", "empty"),
+        ({"structured_outputs": {"grammar": ""}}, "structured_outputs.grammar", "empty"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "empty"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "list"),
+        ({"guided_regex": ""}, "guided_regex", "empty"),
+        ({"regex": ""}, "regex", "empty"),
+        ({"ebnf": ""}, "ebnf", "empty"),
+        ({"response_format": {"type": "grammar", "grammar": ""}}, "response_format.grammar", "empty"),
+        ({"response_format": {"type": "regex", "pattern": ""}}, "response_format.pattern", "empty"),
         ({"guided_json": "{"}, "guided_json", "JSON"),
         ({"guided_json": "[" * 100_000}, "guided_json", "JSON"),
         ({"guided_regex": "(?<=a)b"}, "guided_regex", "look"),
@@ -164,3 +178,64 @@ def test_minimum_and_ignored_ends_do_not_break_the_grammar(server: Running) -> N
     for extra in ({"min_tokens": 50}, {"ignore_eos": True}):
         choice = server.post(CHAT, body(CHAT, guided_choice=["yes", "no"], **extra)).json()["choices"][0]
         assert (text_of(choice) in ("yes", "no"), choice["finish_reason"]) == (True, "stop")
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": "null"}}, "required": [name], "additionalProperties": False}
+
+
+SLOW: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"guided_regex": "slow [0-3]"}),
+    (COMPLETIONS, {"guided_choice": ["slow", "slower"], "stream": True}),
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": _named("slow_a")}}}),
+    (CHAT, {"structured_outputs": {"grammar": 'root ::= "slow" [0-4]'}, "stream": True}),
+    (
+        CHAT,
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": _named("slow_b")}}],
+            "tool_choice": "required",
+        },
+    ),
+    ("/v1/responses", {"input": "Hi", "text": {"format": {"type": "json_schema", "schema": _named("slow_c")}}}),
+    ("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": _named("slow_d")}}}),
+]
+
+
+@pytest.mark.parametrize(("path", "extra"), SLOW)
+def test_a_grammar_that_is_not_compiled_in_time_is_no_mistake_of_the_client(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str, extra: dict[str, Any]
+) -> None:
+    compile_now = GrammarCompiler._compile
+
+    def slowly(self: GrammarCompiler, grammar: Grammar) -> Any:
+        time.sleep(0.3)
+        return compile_now(self, grammar)
+
+    monkeypatch.setattr(GrammarCompiler, "_compile", slowly)
+    monkeypatch.setattr(async_engine, "COMPILE_SECONDS", 0.05)
+    asked = extra if "input" in extra else body(CHAT if path == "/v1/messages" else path, **extra)
+    refused = server.post(path, asked)
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+    error = refused.json()["error"]
+    assert "try again" in error["message"]
+    assert error["type"] == ("overloaded_error" if path == "/v1/messages" else "service_unavailable")
+    monkeypatch.setattr(async_engine, "COMPILE_SECONDS", 10.0)
+    began = time.monotonic()
+    assert server.post(path, asked).status_code == 200  # it was compiled on
+    assert time.monotonic() - began < 5
+    assert server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("place", ["compile", "source"])
+def test_a_panic_of_the_grammar_library_is_an_error_of_the_request(
+    server: Running, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(compiler, "_Compiled" if place == "compile" else "_source", panic)
+    refused = server.post(COMPLETIONS, body(COMPLETIONS, guided_regex=f"panic {place}"))
+    assert refused.status_code == 400 and "index out of bounds" in refused.json()["error"]["message"]

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from llmserve.api.base.chunks import ChunkReply
 from llmserve.api.base.generation import Event, TokenUsage
-from llmserve.api.base.protocol import CompletionRequest
+from llmserve.api.base.protocol import ChatRequest, CompletionRequest
 from llmserve.api.edge.metrics import Tally
 from llmserve.api.edge.middleware import Sender
 from llmserve.api.endpoints.chat import ChatReply
@@ -27,7 +27,8 @@ ODD = ("\0", '"\0"', "a\n\nb\u2028", '\\u0000","delta":{', "ß€😀", "\ud83d"
 
 
 def chat() -> ChunkReply:
-    return ChatReply(build(Executor())[2], 'named "\0" by a client', 2, False)
+    body = ChatRequest.of({"model": 'named "\0" by a client', "messages": [{"role": "user", "content": "x"}]})
+    return ChatReply(build(Executor())[2], body, 2)
 
 
 def completion() -> ChunkReply:

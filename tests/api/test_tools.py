@@ -187,6 +187,50 @@ def test_structured_output_and_calls_are_either_or() -> None:
             assert message.content == (None if calls else text)
 
 
+FORMATS: dict[str, dict[str, Any]] = {
+    "object": {"response_format": {"type": "json_object"}},
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+    "regex": {"guided_regex": "[a-z]{3}"},
+    "choice": {"guided_choice": ["yes", "no"]},
+    "grammar": {"structured_outputs": {"grammar": 'root ::= "hello"'}},
+    "array": {"guided_json": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
+}
+ENFORCED: dict[str, Any] = {
+    "required": "required",
+    "named": {"type": "function", "function": {"name": "weather"}},
+    "allowed": {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]},
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["hermes", "json", "pythonic"])
+def test_one_tool_that_must_be_called_is_called_whatever_format_the_text_would_have(form: str) -> None:
+    seeds = iter(range(100))
+    with serve(executor=Executor(vocab_size=272, max_model_len=1024), tool_call_format=form) as server:
+        for wanted in FORMATS.values():
+            for choice in ENFORCED.values():
+                for tools in ([WEATHER], [WEATHER, CLOCK]):
+                    ask = {**ASK, "tools": tools, "tool_choice": choice, "seed": next(seeds), **wanted}
+                    ask["parallel_tool_calls"] = False  # noise would go on calling
+                    (answer,) = server.post("/v1/chat/completions", ask).json()["choices"]
+                    message = answer["message"]
+                    assert message["tool_calls"] and not message["content"], (wanted, choice)
+                    assert {call["function"]["name"] for call in message["tool_calls"]} <= {"weather", "clock"}
+        function = {"type": "function", **WEATHER["function"]}
+        text = {"format": {"type": "json_object"}}
+        body = {"input": "Hi", "tools": [function], "tool_choice": "required", "text": text, "max_output_tokens": 300}
+        body["parallel_tool_calls"] = False
+        output = server.post("/v1/responses", body).json()["output"]
+        assert {item["type"] for item in output} == {"function_call"}
+        body = {"messages": USER, "max_tokens": 300, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+        body |= {"tools": [{"name": "weather", "input_schema": PARAMETERS}]}
+        body |= {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}
+        message = server.post("/v1/messages", body).json()
+        assert {block["type"] for block in message["content"]} == {"tool_use"}
+
+
 @pytest.mark.parametrize(
     ("parameters", "param", "word"),
     [

@@ -44,8 +44,8 @@ def answer_grammar(serving: Serving, tools: Tools, thought: Thought, wanted: Gra
     if wanted is not None and not must_call:  # an answer of calls has no text
         bodies.append(f"@part_{len(parts)}")
         parts.append(wanted)
-    if wanted is not None and len(parts) == 1 and thought == "none":
-        return wanted
+    if wanted is not None and not rules and thought == "none":
+        return wanted  # there is nothing beside it
     opening = ""
     if thought != "none" and (tags := serving.reasoning_tags) is not None:
         end = serving.tokenizer.special_among([tags.end])

@@ -12,6 +12,7 @@ from typing import Any
 from ..edge.errors import describe
 from ..edge.streaming import DONE, event
 from .generation import Answer, Event, Reply, TokenUsage
+from .protocol import Generating
 from .state import Serving
 
 Choice = dict[str, Any]
@@ -26,16 +27,22 @@ class ChunkReply(Reply):
     chunk_object: str
     is_plain = True  # `pieces` makes of an event's plain text what `text_choice` does
 
-    def __init__(self, serving: Serving, model: str | None, choices: int, include_usage: bool) -> None:
+    def __init__(self, serving: Serving, body: Generating, choices: int) -> None:
         """`choices` are the choices of all prompts together."""
         self.tokenizer = serving.tokenizer
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._num_choices = choices
-        self._include_usage = include_usage
+        options = body.stream_options
+        self._include_usage = bool(options and options.include_usage)
+        self._counts = self._include_usage and bool(options and options.continuous_usage_stats)
+        self._beside: dict[str, Any] = {"usage": None} if self._include_usage else {}  # in all chunks but the last
+        self.wants_token_ids = bool(body.return_token_ids)
+        if self._counts or self.wants_token_ids:
+            self.is_plain = False
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: what stands around its text in a chunk
         self._head = {
             "created": int(time.time()),
-            "model": model or serving.model.id,
+            "model": body.model or serving.model.id,
             "system_fingerprint": serving.fingerprint,
         }
 
@@ -60,10 +67,12 @@ class ChunkReply(Reply):
         """A choice that is not streamed."""
 
     def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
-        choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
+        choices = [self._with_ids(self.choice(index, answer), answer) for index, answer in enumerate(answers)]
         return {"id": self.id, "object": self.object, **self._head, "choices": choices, "usage": usage.as_openai()}
 
     def begin(self, usage: TokenUsage) -> bytes:
+        if self._counts:
+            self._beside = {"usage": usage.as_openai()}
         openings = map(self.opening, range(self._num_choices))  # choice 0 first: the clients index by arrival
         return b"".join(self._chunk(opening) for opening in openings if opening is not None)
 
@@ -71,12 +80,17 @@ class ChunkReply(Reply):
         if (text := event.plain_text) is not None and self.is_plain:
             before, after = self._frames.get(event.choice) or self._frame(event.choice)
             return before + json.dumps(text).encode() + after
+        if self._counts:
+            self._beside = {"usage": usage.as_openai()}
         choices = self.pieces(event)
         if event.finish_reason is not None:
             choices.append(self.ending(event))
+        if event.token_ids:
+            self._with_ids(choices[0], event)
         return b"".join(map(self._chunk, choices))
 
     def end(self, usage: TokenUsage) -> bytes:
+        self._beside = {}
         return self._chunk(usage=usage.as_openai()) + DONE if self._include_usage else DONE
 
     def failure(self, error: Exception) -> bytes:
@@ -84,7 +98,15 @@ class ChunkReply(Reply):
         return event({"error": {**body["error"], "code": body["error"]["code"] or status}}) + DONE
 
     def _chunk(self, *choices: Choice, **more: Any) -> bytes:
-        return event({"id": self.id, "object": self.chunk_object, **self._head, "choices": list(choices), **more})
+        return event(
+            {"id": self.id, "object": self.chunk_object, **self._head, "choices": list(choices), **self._beside, **more}
+        )
+
+    def _with_ids(self, choice: Choice, news: Answer | Event) -> Choice:
+        """The choice's tokens, if they were asked for; put into it."""
+        if self.wants_token_ids:
+            choice["token_ids"] = list(news.token_ids)
+        return choice
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
         """Nearly all chunks of a choice differ in their text alone, so the rest is written once."""

@@ -43,7 +43,7 @@ class Conversation:
         effort = self.variables.get("reasoning_effort")
         return self.variables.get("enable_thinking") is True or effort not in (None, "none")
 
-    def prompt(self, serving: Serving) -> tuple[str, list[int]]:
+    def prompt(self, serving: Serving, param: str = "messages") -> tuple[str, list[int]]:
         """The prompt as text and as tokens. Takes time with long ones; raises RequestError."""
         template, tools = serving.chat_template, self.tools.offered
         if tools and template.available and not template.takes_tools:
@@ -60,7 +60,7 @@ class Conversation:
             continue_final_message=self.continue_final_message,
             variables=self.variables,
         )
-        return text, serving.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
+        return text, serving.encode(text, param, add_special_tokens=False)  # the template writes its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,20 @@ class PreparedChat:
 
 
 async def prepare(
-    request: Request, serving: Serving, conversation: Conversation, params: SamplingParams, param: str = "messages"
+    request: Request,
+    serving: Serving,
+    conversation: Conversation,
+    params: SamplingParams,
+    param: str = "messages",
+    truncate: int | None = None,
 ) -> PreparedChat:
-    """Render and tokenize, beside the event loop. `param` is what the messages are called in errors.
+    """Render and tokenize, beside the event loop. `param` is what the messages are called in errors, `truncate` how
+    many of the prompt's last tokens are kept (`Serving.truncated`).
 
     Raises RequestError for what the template, the context or the tools' format does not allow.
     """
-    prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving)))
+    prompt, ids = await unless_gone(request.receive, serving.in_thread(lambda: conversation.prompt(serving, param)))
+    ids = serving.truncated(ids, truncate)
     serving.check_prompt(ids, param)
     tools, tags = conversation.tools, serving.reasoning_tags
     shown: list[str] = []
@@ -103,7 +110,13 @@ async def prepare(
 
 
 def conversation_of(body: ChatRequest) -> Conversation:
-    """A chat's body as the template takes it. Raises RequestError for tools that cannot be offered."""
+    """A chat's body as the template takes it. Raises RequestError for tools that cannot be offered, and for both a new
+    message and the last one's continuation."""
+    if body.add_generation_prompt and body.continue_final_message:
+        raise RequestError(
+            "add_generation_prompt begins a new message and continue_final_message goes on with the last; send one.",
+            param="continue_final_message",
+        )
     return Conversation(
         [message.model_dump(exclude_unset=True) for message in body.messages],
         Tools.of(body.tools, body.tool_choice, body.parallel_tool_calls),
@@ -114,9 +127,9 @@ def conversation_of(body: ChatRequest) -> Conversation:
     )
 
 
-def prompt_ids(serving: Serving, body: ChatRequest) -> list[int]:
-    """The tokens of a chat's prompt. Takes time with long ones."""
-    return conversation_of(body).prompt(serving)[1]
+def prompt_ids(serving: Serving, body: ChatRequest, param: str = "messages") -> list[int]:
+    """The tokens of a chat's prompt, whose messages the client calls `param`. Takes time with long ones."""
+    return conversation_of(body).prompt(serving, param)[1]
 
 
 async def answer_chat(
@@ -127,8 +140,8 @@ async def answer_chat(
     `param` is what the endpoint's clients call the messages.
     """
     body.check_supported()
-    params = body.sampling(serving.model.sampling_defaults)
-    chat = await prepare(request, serving, conversation_of(body), params, param)
+    params = serving.with_banned(body.sampling(serving.model.sampling_defaults), body.bad_words)
+    chat = await prepare(request, serving, conversation_of(body), params, param, body.truncate_prompt_tokens)
     return await respond(request, serving, reply, [chat.ids], chat.params, stream=bool(body.stream), parser=chat.parser)
 
 

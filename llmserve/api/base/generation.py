@@ -26,7 +26,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from ...engine import ChoiceDelta, RequestOutput, SamplingParams, TokenLogprob
-from ...errors import EngineError, LLMServeError
+from ...errors import EngineError, LLMServeError, is_exit
 from ...text.parsers.base import OutputParser, ParsedOutput, Part, TextPart, ToolCallBegin, fold_parts
 from ...text.tokenizer import Tokenizer
 from ..edge.streaming import AsciiJson, EventStream, unless_gone
@@ -64,7 +64,7 @@ class Event:
 
     An event without parts, logprobs and reason (`is_silent`) only keeps the connection alive; else it is left out. A
     choice's last event has its finish reason, and perhaps its last parts. Where a prompt is scored, its choice 0 brings
-    the `prompt_logprobs` with its first event, before any other choice's.
+    the `prompt_logprobs` with its first event, before any other choice's. `token_ids` are there if they were asked for.
     """
 
     choice: int
@@ -73,10 +73,12 @@ class Event:
     finish_reason: AnswerFinishReason | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] = ()
 
     @property
     def is_silent(self) -> bool:
-        return not self.parts and not self.logprobs and self.prompt_logprobs is None and self.finish_reason is None
+        news = self.parts or self.logprobs or self.token_ids
+        return not news and self.prompt_logprobs is None and self.finish_reason is None
 
     @property
     def plain_text(self) -> str | None:
@@ -100,10 +102,19 @@ class Answer:
     finish_reason: AnswerFinishReason
     stop_reason: str | int | None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 class Reply(ABC):
-    """The shape of one endpoint's answers."""
+    """The shape of one endpoint's answers.
+
+    Attributes:
+        wants_token_ids: events are to have their tokens.
+        prompts: the tokens of the prompts that are answered; `respond` sets them.
+    """
+
+    wants_token_ids = False
+    prompts: Sequence[list[int]] = ()
 
     @abstractmethod
     def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
@@ -140,8 +151,9 @@ async def respond(
 
     Errors that come before the first token, or before the first keep-alive is due, are raised, so they have a status.
     """
+    reply.prompts = prompts
     with ExitStack() as left:
-        generation = Generation(serving, prompts, params, parser)
+        generation = Generation(serving, prompts, params, parser, reply.wants_token_ids)
         left.callback(generation.close)
         if not stream:
             return AsciiJson(reply.whole(*await unless_gone(request.receive, _fold(generation))))
@@ -160,10 +172,14 @@ async def _written(reply: Reply, generation: Generation, events: Sequence[Event]
             data.clear()
             events = await generation.next()
         yield reply.end(usage)
-    except Exception as error:  # the status has been sent; what is left is to say it in the stream
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # the status has been sent; what is left is to say it in the stream
+        if is_exit(error):
+            raise
         if not isinstance(error, LLMServeError):
             logger.exception("a stream failed")
-        yield reply.failure(error)
+        yield reply.failure(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
 
 async def _fold(generation: Generation) -> tuple[list[Answer], TokenUsage]:
@@ -187,6 +203,7 @@ def _answer(events: list[Event]) -> Answer:
         last.finish_reason,
         last.stop_reason,
         events[0].prompt_logprobs,
+        tuple(token_id for event in events for token_id in event.token_ids),
     )
 
 
@@ -226,8 +243,15 @@ class Generation:
     """
 
     def __init__(
-        self, serving: Serving, prompts: list[list[int]], params: SamplingParams, parser: ParserFactory = OutputParser
+        self,
+        serving: Serving,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        parser: ParserFactory = OutputParser,
+        token_ids: bool = False,
     ) -> None:
+        """`token_ids` says whether events have them."""
+        self._with_token_ids = token_ids
         self.usage = TokenUsage(sum(map(len, prompts)))
         self._updates = Updates(serving, prompts, params)
         self.close = self._updates.close
@@ -267,7 +291,10 @@ class Generation:
             parts, finish_reason = choice.take(delta)
             usage.completion_tokens += len(delta.token_ids)
             usage.reasoning_tokens += choice.count_reasoning(delta.token_ids)
-            event = Event(index, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs)
+            token_ids = delta.token_ids if self._with_token_ids else ()
+            event = Event(
+                index, parts, delta.logprobs, finish_reason, delta.stop_reason, delta.prompt_logprobs, token_ids
+            )
             if not event.is_silent:
                 yield event
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
-from ...engine import Grammar, SamplingParams
+from ...engine import MAX_LOGIT_BIAS, Grammar, SamplingParams
 from ...errors import RequestError
 from .structured import GRAMMAR_FIELDS, requested_grammar
 
@@ -48,21 +56,72 @@ _WITHOUT_EFFECT = (
     "safety_identifier",
     "verbosity",
 )
-_UNSUPPORTED = (
-    "functions",
-    "function_call",
-    "audio",
-    "web_search_options",
-    "prompt_logprobs",
-    "use_beam_search",
-    "suffix",
+# What would change the answer and cannot be had; beside null, false and nothing, these values do not ask for it.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "functions": (),
+    "function_call": ("none",),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "prompt_logprobs": (),
+    "prompt_embeds": (),
+    "mcp_servers": (),
+    "use_beam_search": (),
+    "suffix": (),
+    "echo": (),
+    "chat_template": (),
+    "allowed_token_ids": (),
+    "logits_processors": (),
+    "logit_processors": (),
+    "custom_logit_processor": (),
+    "lora_path": (),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (),
+    "include_reasoning": (True,),
+    "mm_processor_kwargs": (),
+}
+# Not of other endpoints' own, but of use there too: they pass on what they are sent of these.
+PASSED_ON = (
+    *("top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+    *("stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs", "bad_words"),
+    *("include_stop_str_in_output", "truncate_prompt_tokens", *GRAMMAR_FIELDS, *UNSUPPORTED),
 )
+_ASKS_ANYWAY = ("spaces_between_special_tokens", "include_reasoning")  # by false
 
 
-Prompts = str | list[str] | list[int] | list[list[int]]
+T = TypeVar("T")
+
+MAX_MESSAGES = 16_384  # and as many parts in each
+# A list of which the first mistake is told: a million of them would take gigabytes.
+Items = Annotated[list[T], Field(fail_fast=True)]
+Messages = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 
 
-def one_or_many(prompts: Prompts, param: str) -> list[str | list[int]]:
+def _kind_of_prompts(value: Any) -> str:
+    """Which of `Prompts` to read a value as, by its first item: each on trial would take seconds for long lists."""
+    if not isinstance(value, list):
+        return "str"
+    first = value[0] if value else ""
+    return "list[list[int]]" if isinstance(first, list) else "list[str]" if isinstance(first, str) else "list[int]"
+
+
+Prompts = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[Items[str], Tag("list[str]")]
+    | Annotated[Items[int], Tag("list[int]")]
+    | Annotated[Items[Items[int]], Tag("list[list[int]]")],
+    Discriminator(_kind_of_prompts),
+]
+
+
+def _of_few(value: Any) -> Any:
+    """Before its entries are looked at one by one."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{MAX_LOGIT_BIAS} token ids at most, got {len(value)}")
+    return value
+
+
+def one_or_many(prompts: str | list[str] | list[int] | list[list[int]], param: str) -> list[str | list[int]]:
     """The prompts that a field holds, each a text or token ids. Raises RequestError for none, and for too many."""
     if isinstance(prompts, str):
         return [prompts]
@@ -73,14 +132,19 @@ def one_or_many(prompts: Prompts, param: str) -> list[str | list[int]]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+_INSTEAD = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "allowed_token_ids": "logit_bias or a grammar",
+}
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class _Request(BaseModel):
+class Generating(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
@@ -93,29 +157,31 @@ class _Request(BaseModel):
     min_p: float | None = None
     n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_of_few)] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    bad_words: Items[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
     response_format: dict[str, Any] | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_supported(self) -> None:
         """Raise RequestError for what is asked and cannot be done; log what is not understood."""
         extra = self.model_extra or {}
-        for name in _UNSUPPORTED:
-            if extra.get(name) not in (None, False, [], {}, "", "none"):
+        for name, neutral in UNSUPPORTED.items():
+            value = extra.get(name)
+            nothing = value is None or value in neutral or (not value and name not in _ASKS_ANYWAY)
+            if not nothing:
                 hint = f": send {_INSTEAD[name]}" if name in _INSTEAD else ""
                 raise RequestError(f"{name} is not supported{hint}.", param=name, code="unsupported_parameter")
-        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *_UNSUPPORTED, *GRAMMAR_FIELDS})
+        unknown = sorted(extra.keys() - {*_WITHOUT_EFFECT, *UNSUPPORTED, *GRAMMAR_FIELDS})
         if unknown:
             logger.debug("ignored unknown request fields: %s", ", ".join(unknown))
 
@@ -131,7 +197,10 @@ class _Request(BaseModel):
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        if max_tokens == -1:  # as llama.cpp and others have it
+            max_tokens = None
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given["include_stop"] = bool(self.include_stop_str_in_output)
         settings: dict[str, Any] = {**defaults, **given, "stop": stop, "logprobs": logprobs, "max_tokens": max_tokens}
         return SamplingParams(**settings, grammar=self.grammar(), prompt_logprobs=prompt_logprobs)
 
@@ -142,22 +211,22 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[str | dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | Messages[str | dict[str, Any]] | None = None
+    tool_calls: Items[dict[str, Any]] | None = None
 
 
-class ChatRequest(_Request):
+class ChatRequest(Generating):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message]
+    messages: Messages[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Items[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -192,7 +261,7 @@ class ChatRequest(_Request):
         return {**effort, **(self.chat_template_kwargs or {})}
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(Generating):
     """The body of POST /v1/completions."""
 
     prompt: Prompts

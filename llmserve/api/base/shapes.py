@@ -113,6 +113,7 @@ class ChatMessage(_Shape):
 
 class ChatChoice(_Shape):
     index: int
+    token_ids: list[int] | None = None
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
@@ -128,6 +129,7 @@ class _Completion(_Shape):
 
 
 class ChatCompletion(_Completion):
+    prompt_token_ids: list[int] | None = None
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
@@ -141,6 +143,8 @@ class TextLogprobs(_Shape):
 
 class TextChoice(_Shape):
     index: int
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
     text: str
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"]

@@ -78,11 +78,15 @@ def _structured_outputs(value: Any, param: str) -> Grammar | None:
     return found[0] if found else None
 
 
-def _text(kind: Any) -> Callable[[Any, str], Grammar | None]:
+def _text(kind: Any, *, may_be_empty: bool = False) -> Callable[[Any, str], Grammar | None]:
     def read(value: Any, param: str) -> Grammar | None:
         if not isinstance(value, str):
             raise RequestError(f"{param} must be a string.", param=param)
-        return Grammar(kind, value, param) if value else None  # llama.cpp's clients send an empty one for none
+        if not value and may_be_empty:
+            return None
+        if not (value if kind == "regex" else value.strip()):
+            raise RequestError(f"{param} is empty; leave it out for free text.", param=param)
+        return Grammar(kind, value, param)
 
     return read
 
@@ -131,7 +135,7 @@ _FIELDS: dict[str, _Reader] = {
     "guided_grammar": _text("ebnf"),
     "guided_json_object": _json_object,
     # llama.cpp's and SGLang's
-    "grammar": _text("ebnf"),
+    "grammar": _text("ebnf", may_be_empty=True),  # by which llama.cpp's clients mean none
     "json_schema": schema_grammar,
     "regex": _text("regex"),
     "ebnf": _text("ebnf"),

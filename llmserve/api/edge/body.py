@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import re
+from functools import partial
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
@@ -21,20 +22,23 @@ from ...errors import LLMServeError, QueueFullError, RequestError
 from .errors import refusal
 
 _METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_TOKENS = re.compile(rb'"[^"]*"?|[\[{]|[\]}]')
-_ODD_NUMBERS = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
-_LARGE = 1 << 17  # bytes from which on a body is looked at beside the event loop
+_BRACKETS = re.compile(rb'"[^"]*"?|[\[{]|[\]}]')
+_STRUCTURE = re.compile(rb'"[^"]*"?|[\[{]|[\]}]|,')
+_FORMS = bytes.maketrans(b"123456789E", b"000000000e")  # to look for forms of numbers
+_ODD_FORMS = (b"NaN", b"Infinity", b"e000", b"e+000", b"0" * 300)
+LARGE = 1 << 17  # bytes from which on a body is looked at beside the event loop
 _BODIES = 16  # of the largest size, that may be in memory at once
 _LINGER_SECONDS = 2.0  # for a client that goes on sending what has been refused
 _HELD = "llmserve.held"  # where the scope counts the bytes of its body
 
 
 class BodyMiddleware:
-    """Refuses bodies that are too large, too slow, too deep, or no JSON, in OpenAI's shape."""
+    """Refuses bodies that are too large, too slow, too deep, of too many values, or no JSON, in OpenAI's shape."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int, max_values: int, seconds: float) -> None:
         self._app = app
-        self._max_bytes, self._max_depth, self._seconds = max_bytes, max_depth, seconds
+        self._max_bytes, self._seconds = max_bytes, seconds
+        self._check_json = partial(check_json, max_depth=max_depth, max_values=max_values)
         self._held = 0  # bytes of all bodies whose requests are open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,10 +103,10 @@ class BodyMiddleware:
         )
 
     async def _check(self, body: bytes) -> None:
-        if len(body) < _LARGE:
-            check_json(body, self._max_depth)
+        if len(body) < LARGE:
+            self._check_json(body)
         else:
-            await asyncio.to_thread(check_json, body, self._max_depth)
+            await asyncio.to_thread(self._check_json, body)
 
 
 async def _discard(receive: Receive) -> None:
@@ -126,28 +130,36 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def check_json(body: bytes, max_depth: int) -> None:
+def check_json(body: bytes, max_depth: int, max_values: int = 2**19) -> None:
     """Refuse what Python's reader would take, or choke on, and JSON has no place for. Raises RequestError."""
     if b"\0" in body:
         raise RequestError("The request's body is not valid JSON: it must be in UTF-8, without null bytes.")
-    if body.count(b"[") + body.count(b"{") > max_depth:
-        _check_depth(body, max_depth)
-    if _ODD_NUMBERS.search(body):
+    brackets = body.count(b"[") + body.count(b"{")
+    many = brackets + body.count(b",") > max_values
+    if brackets > max_depth or many:
+        _check_structure(body, max_depth, max_values, _STRUCTURE if many else _BRACKETS)
+    forms = body.translate(_FORMS)
+    if any(form in forms for form in _ODD_FORMS):
         with contextlib.suppress(ValueError, RecursionError):  # no JSON at all, which the endpoint will say in detail
             json.loads(body, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
 
 
-def _check_depth(body: bytes, max_depth: int) -> None:
-    depth = 0
+def _check_structure(body: bytes, max_depth: int, max_values: int, tokens: re.Pattern[bytes]) -> None:
+    depth = values = 0
     # Without escapes, a quote is where a string begins or ends.
-    for token in _TOKENS.finditer(body.replace(b"\\\\", b"").replace(b'\\"', b"")):
+    for token in tokens.finditer(body.replace(b"\\\\", b"").replace(b'\\"', b"")):
         first = token.group()[:1]
         if first in b"[{":
             depth += 1
+            values += 1
             if depth > max_depth:
                 raise RequestError(f"The request's body nests lists and objects more than {max_depth} deep.")
+        elif first == b",":
+            values += 1
         elif first != b'"':
             depth -= 1
+        if values > max_values:
+            raise RequestError(f"The request's body holds more than {max_values} values.")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,7 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ...errors import EngineError, LLMServeError, QueueFullError, RequestError
+from ...errors import EngineError, LLMServeError, NotReadyError, QueueFullError, RequestError
+from .record import current
 from .streaming import AsciiJson, ClientGoneError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ _VALUE_TYPES = frozenset({"str", "int", "float", "bool", "dict", "list", "none"}
 def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """An error's HTTP status, body and headers."""
     if isinstance(error, RequestError):
-        headers = {"retry-after": str(RETRY_SECONDS)} if isinstance(error, QueueFullError) else {}
+        headers = {"retry-after": str(RETRY_SECONDS)} if isinstance(error, (QueueFullError, NotReadyError)) else {}
         return error.status, _body(str(error), error.type, error.param, error.code), headers
     if isinstance(error, RequestValidationError):
         message, param = _first_mistake(error)
@@ -44,7 +45,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         return 503, body, {"retry-after": str(RETRY_SECONDS)}
     if isinstance(error, LLMServeError):
         return 500, _body(str(error), "server_error"), {}
-    return 500, _body("The server has met an error of its own; its log says more.", "server_error"), {}
+    body = _body("The server has met an error of its own; its log says more.", "server_error")
+    return 500, body, {"connection": "close"}  # the server will, and a next request would be lost
 
 
 _ANTHROPIC_TYPES = {
@@ -73,6 +75,8 @@ def refusal(path: str, error: Exception) -> Response:
     """An error as the clients of this path read it."""
     shape = anthropic_error if wants_anthropic(path) else describe
     status, body, headers = shape(error)
+    if (record := current.get()) is not None:
+        record.reason = body["error"]["message"]
     return AsciiJson(body, status, headers)
 
 

@@ -80,4 +80,6 @@ def log_access(record: Record) -> None:
     shown = dict(fields)
     head = f"{shown.pop('client') or '-'} {shown.pop('method')} {shown.pop('path')} {shown.pop('status')}"
     shown.pop("id")  # every line has it
+    if "reason" in shown:
+        shown["reason"] = json.dumps(shown["reason"])  # on one line, and told from what follows
     access.info("%s %s", head, " ".join(f"{k}={v}" for k, v in shown.items()), extra={"fields": fields})

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...errors import is_exit
 from .errors import refusal
 from .record import Record, current
 
@@ -64,6 +65,11 @@ class RecordMiddleware:
         token = current.set(record)
         try:
             await self._app(scope, record_receive, record_send)
+        except BaseException as error:
+            if isinstance(error, (Exception, asyncio.CancelledError)) or is_exit(error):
+                raise
+            # A panic of an extension: as an error it is answered like any other.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         finally:
             sender.close()
             record.client_left |= sender.failed
@@ -161,6 +167,21 @@ class ApiKeyMiddleware:
             {"www-authenticate": "Bearer"},
         )
         await refusal(scope["path"], error)(scope, receive, send)
+
+
+class HeadMiddleware:
+    """Answers HEAD wherever there is GET. The server leaves the body out, since it was asked by HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        inner = {**scope, "method": "GET"}
+        await self._app(inner, receive, send)
+        if "route" in inner:
+            scope["route"] = inner["route"]  # for the record
 
 
 def _digest(word: bytes) -> bytes:

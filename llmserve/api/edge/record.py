@@ -13,6 +13,8 @@ from typing import Any
 
 from ...engine import RequestOutput, SamplingParams
 
+_MAX_REASON = 200  # characters
+
 
 @dataclass(slots=True)
 class Record:
@@ -22,6 +24,7 @@ class Record:
         path: as it was sent, still percent-encoded, so that it fits on one line.
         started, started_at: when it came, in monotonic seconds and in Unix seconds.
         status: of the answer; 0 while there is none.
+        reason: what an answer that is an error says.
         client_left: the client went away before the answer was complete.
         route: the template of the path, once it is known, as in "/v1/models/{name}".
         queue_seconds, first_token_seconds: until the engine took it up, and until the first token; None without either.
@@ -35,6 +38,7 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
     status: int = 0
+    reason: str | None = None
     client_left: bool = False
     route: str | None = None
     prompt_tokens: int = 0
@@ -82,7 +86,12 @@ class Record:
         for name, seconds in (("queued", self.queue_seconds), ("first", self.first_token_seconds)):
             if seconds is not None:
                 line[name] = round(seconds, 4)
-        return line | {"total": round(self.total_seconds, 4)} | ({"left": True} if self.client_left else {})
+        line["total"] = round(self.total_seconds, 4)
+        if self.client_left:
+            line["left"] = True
+        if self.reason is not None and 400 <= self.status < 500:  # what is the server's own fault has a line by itself
+            line["reason"] = self.reason[:_MAX_REASON]
+        return line
 
 
 current: ContextVar[Record | None] = ContextVar("record", default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,13 +12,14 @@ from starlette.responses import Response
 from ...text.parsers.base import ParsedOutput, Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallBegin
 from ..base.chunks import Choice, ChunkReply
 from ..base.conversation import answer_chat
-from ..base.generation import Answer, Event
+from ..base.generation import Answer, Event, TokenUsage
 from ..base.logprobs import chat_logprobs
 from ..base.protocol import ChatRequest
 from ..base.shapes import STREAMED, ChatCompletion
 from ..base.state import ServingDep
+from ..edge.route import Route
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 class ChatReply(ChunkReply):
@@ -26,6 +28,18 @@ class ChatReply(ChunkReply):
     prefix = "chatcmpl"
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def whole(self, answers: Sequence[Answer], usage: TokenUsage) -> dict[str, Any]:
+        return {**super().whole(answers, usage), **self._prompt()}
+
+    def begin(self, usage: TokenUsage) -> bytes:
+        beside, self._beside = self._beside, {**self._beside, **self._prompt()}
+        chunks = super().begin(usage)
+        self._beside = beside
+        return chunks
+
+    def _prompt(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self.prompts[0]} if self.wants_token_ids else {}
 
     def opening(self, index: int) -> Choice:
         return _delta(index, {"role": "assistant", "content": ""})
@@ -36,7 +50,7 @@ class ChatReply(ChunkReply):
     def pieces(self, event: Event) -> list[Choice]:
         deltas = [_joined(list(its)) for _, its in groupby(event.parts, _kind)]
         if not deltas and event.finish_reason is None:
-            deltas = [{"content": ""} if event.logprobs else {}]
+            deltas = [{"content": ""} if event.logprobs or event.token_ids else {}]
         choices = [_delta(event.choice, delta) for delta in deltas]
         if choices:
             choices[0]["logprobs"] = chat_logprobs(self.tokenizer, event.logprobs)
@@ -105,4 +119,4 @@ def _reasoning(text: str) -> dict[str, str]:
 async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
     """A chat's next message, whole or streamed."""
     serving.check_model(body.model)
-    return await answer_chat(body, request, serving, ChatReply(serving, body.model, body.n or 1, body.include_usage))
+    return await answer_chat(body, request, serving, ChatReply(serving, body, body.n or 1))

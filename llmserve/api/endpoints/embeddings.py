@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +20,10 @@ from ..base.protocol import Prompts, one_or_many
 from ..base.shapes import Embeddings
 from ..base.state import Serving, ServingDep
 from ..base.turns import with_client_names
+from ..edge.route import Route
 from ..edge.streaming import AsciiJson, unless_gone
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _MAX_QUEUED_INPUTS = 16  # inputs of one request in the engine's queue, so that a long list does not fill it
 
@@ -40,14 +42,14 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
+    truncate_prompt_tokens: int | None = None
     pooling: Literal["mean", "last"] | None = None
     add_special_tokens: bool | None = None
 
 
-def _prompt_ids(serving: Serving, body: EmbeddingRequest) -> list[list[int]]:
-    special = body.add_special_tokens is not False
-    inputs = one_or_many(body.input, "input")
-    return [serving.tokenizer.encode(text, special) if isinstance(text, str) else text for text in inputs]
+def _prompt_ids(serving: Serving, body: EmbeddingRequest, text: str | list[int]) -> list[int]:
+    ids = serving.encode(text, "input", body.add_special_tokens is not False) if isinstance(text, str) else text
+    return serving.truncated(ids, body.truncate_prompt_tokens, answered=False)
 
 
 async def _vectors(serving: Serving, prompts: list[list[int]], params: SamplingParams) -> list[bytes]:
@@ -98,7 +100,10 @@ async def embeddings(body: EmbeddingRequest, request: Request, serving: ServingD
     """A vector for each input."""
     serving.check_model(body.model)
     params = SamplingParams(pooling=body.pooling or "mean")
-    prompts = await unless_gone(request.receive, serving.in_thread(lambda: _prompt_ids(serving, body)))
+    inputs = one_or_many(body.input, "input")
+    prompts = await unless_gone(
+        request.receive, serving.each_in_thread(partial(_prompt_ids, serving, body), inputs, len)
+    )
     for ids in prompts:
         serving.check_prompt(ids, "input", answered=False)
     with with_client_names({"prompt": "input"}):

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from ...errors import RequestError
 from ..base.conversation import prompt_ids
-from ..base.protocol import ChatRequest, Message
+from ..base.protocol import ChatRequest, Items, Message, Messages
 from ..base.shapes import Detokenized, Tokens
 from ..base.state import Serving, ServingDep
+from ..edge.route import Route
 from ..edge.streaming import unless_gone
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 class TokenizeRequest(BaseModel):
@@ -24,8 +25,8 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Messages[Message] | None = None
+    tools: Items[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -39,24 +40,31 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Items[int]
+
+
+_MAX_TOKENS = 1 << 16  # that are spelt at once, or as many as the context has
 
 
 def _ids(serving: Serving, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (not body.messages):
         raise RequestError("Send either a prompt, or at least one message.", param="prompt")
     if body.prompt is not None:
-        return serving.tokenizer.encode(body.prompt, body.add_special_tokens is not False)
+        return serving.encode(body.prompt, "prompt", body.add_special_tokens is not False)
     fields = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
     return prompt_ids(serving, ChatRequest(**{name: getattr(body, name) for name in fields}))
+
+
+def _tokens(serving: Serving, body: TokenizeRequest) -> tuple[list[int], list[str] | None]:
+    ids = _ids(serving, body)
+    return ids, [serving.tokenizer.token(token_id) for token_id in ids] if body.return_token_strs else None
 
 
 @router.post("/tokenize", response_model=Tokens)
 async def tokenize(body: TokenizeRequest, request: Request, serving: ServingDep) -> dict[str, Any]:
     """Token ids of a prompt, or of a chat as the model's template writes it."""
     serving.check_model(body.model)
-    ids = await unless_gone(request.receive, serving.in_thread(lambda: _ids(serving, body)))
-    strings = [serving.tokenizer.token(token_id) for token_id in ids] if body.return_token_strs else None
+    ids, strings = await unless_gone(request.receive, serving.in_thread(lambda: _tokens(serving, body)))
     return {"count": len(ids), "max_model_len": serving.model.max_model_len, "tokens": ids, "token_strs": strings}
 
 
@@ -64,9 +72,10 @@ async def tokenize(body: TokenizeRequest, request: Request, serving: ServingDep)
 async def detokenize(body: DetokenizeRequest, request: Request, serving: ServingDep) -> dict[str, str]:
     """The text of token ids, special tokens included."""
     serving.check_model(body.model)
-    last = serving.tokenizer.vocab_size - 1
-    if not all(0 <= token_id <= last for token_id in body.tokens):
-        raise RequestError(f"tokens has token ids outside of 0 to {last}.", param="tokens")
+    most = max(_MAX_TOKENS, serving.model.max_model_len)
+    if len(body.tokens) > most:
+        raise RequestError(f"tokens must hold at most {most} token ids, not {len(body.tokens)}.", param="tokens")
+    serving.check_ids(body.tokens, "tokens")
     decode = serving.tokenizer.decode
     text = await unless_gone(request.receive, serving.in_thread(lambda: decode(body.tokens, skip_special_tokens=False)))
     return {"prompt": text}

@@ -17,19 +17,26 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from ...errors import EngineError, QueueFullError, RequestError
+from ...errors import EngineError, QueueFullError, RequestError, is_exit
 from ...text.tokenizer import Tokenizer
 from ..plan.grammar_spec import CompiledGrammar, Grammar
 from .bounds import check_rules, check_schema, check_text, check_total, read_choices
+from .schema_keywords import without_annotations
 
 MAX_CACHED = 64  # those that are being compiled among them
 MAX_PENDING = 32
 # The library recurses as deeply as rules refer to rules. What is never touched of a stack takes no memory.
 _STACK_BYTES = 256 * 2**20
-# Between JSON's tokens: nothing, a space, or a line with its indentation. Without a bound, a model can go on for ever.
-_WHITESPACE = r" |\n[ \t]{0,40}"
-# As overrides, so that no schema can set them for itself through x-guidance.
-_JSON_OPTIONS: Any = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
+# White space is after commas and colons alone: a space, or after a comma a line and its indentation. Where a model may
+# write more, some drift through tabs until they are out of tokens. As overrides, so that no schema can set them for
+# itself through x-guidance.
+_JSON_OPTIONS: Any = {
+    "whitespace_flexible": False,
+    "item_separator": r",( |\n[ \t]{0,16})?",
+    "key_separator": r": ?",
+    "lenient": False,
+    "coerce_one_of": False,
+}
 _LIMITS = LLParserLimits(
     max_items_in_row=5_000,
     initial_lexer_fuel=200_000,
@@ -105,6 +112,10 @@ class GrammarCompiler:
             for part in grammar.parts:  # if one of them is to blame, its own refusal says more
                 self._compile(part)
             raise
+        except BaseException as error:  # the library's panics are no `Exception`
+            if is_exit(error):
+                raise
+            raise _refusal(grammar, f"{type(error).__name__}: {error}") from error
         return compiled
 
 
@@ -222,7 +233,8 @@ def _source(grammar: Grammar) -> str:
             schema = check_schema(value, param)
             if schema is False:
                 raise _refusal(grammar, "no text fits false")
-            return LLMatcher.grammar_from_json_schema("{}" if schema is True else value, overrides=_JSON_OPTIONS)
+            text = "{}" if schema is True else json.dumps(without_annotations(schema))
+            return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
         if grammar.kind == "choice":
             return LLMatcher.grammar_from_regex("|".join(map(_literally, read_choices(value, param))))
         if grammar.kind == "regex":

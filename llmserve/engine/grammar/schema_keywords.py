@@ -17,7 +17,32 @@ MAX_REFERENCES = 1_000
 MAX_PROPERTIES = 1_000  # of one object
 MAX_MULTIPLE = 10_000
 
+# Of strings; any other is an annotation, as JSON Schema has it, since nobody could say what it means.
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
+)
+_BY_NAME = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+_VALUES = frozenset(("const", "enum", "default", "examples"))
+
 Object = dict[str, Any]
+
+
+def without_annotations(schema: Any) -> Any:
+    """A schema, less the formats that nobody knows."""
+    if isinstance(schema, list):
+        return [without_annotations(it) for it in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept: Object = {}
+    for word, value in schema.items():
+        if word == "format" and isinstance(value, str) and value not in FORMATS:
+            continue
+        if word in _BY_NAME and isinstance(value, dict):
+            value = {name: without_annotations(its) for name, its in value.items()}
+        elif word not in _VALUES:
+            value = without_annotations(value)
+        kept[word] = value
+    return kept
 
 
 def check_keywords(schema: Any, objects: list[Object], param: str | None) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
-from ...errors import RequestError
+from ...errors import ConfigError, RequestError
 from .grammar_spec import Grammar
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 1024
+MAX_BANNED = 512  # sequences, and tokens in each
+MAX_LOGIT_BIAS = 16_384  # each costs every step of the whole batch a little
+MAX_COUNT = 2**31 - 1  # what is more means no more than this
+_COUNTS = ("max_tokens", "top_k", "min_tokens", "n", "logprobs", "prompt_logprobs")
+_OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs")
+# Logits stay finite in float32 within these, whatever a temperature makes of them.
+_REPETITION_PENALTIES = (1e-4, 1e4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +33,19 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0 or -1 keeps all.
         min_p: drop tokens below this fraction of the likeliest one's probability, in [0, 1].
         n: completions per prompt.
-        seed: makes the tokens reproducible, whatever else is in the batch; None draws a fresh one.
+        seed: makes the tokens reproducible, whatever else is in the batch; any whole number, of which the last 64 bits
+            count. None draws a fresh one.
         stop: strings that end the completion and are not part of it.
         stop_token_ids: token ids that end it, beside the model's own end-of-sequence tokens.
         presence_penalty, frequency_penalty: OpenAI's, over generated tokens, in [-2, 2].
-        repetition_penalty: CTRL's (Keskar et al. 2019), over prompt and generated tokens, above 0; 1 is off.
+        repetition_penalty: CTRL's (Keskar et al. 2019), over prompt and generated tokens, in [1e-4, 1e4]; 1 is off.
         logit_bias: added to the logits of the named token ids, in [-100, 100].
         logprobs: None for none, else how many alternatives to report beside the chosen token's own.
         prompt_logprobs: the same for each of the prompt's tokens but the first.
         ignore_eos: go on past end-of-sequence tokens (benchmarks).
         min_tokens: end-of-sequence tokens cannot be chosen before this many tokens.
+        include_stop: have what ended it, a stop string or a token, as part of the text after all.
+        banned: sequences of token ids that no answer holds: the last of each is not chosen after the others.
         skip_special_tokens: leave special tokens out of the text, except for `shown_token_ids`.
         grammar: what the completion must be; tokens that lead elsewhere are never chosen. An end-of-sequence token that
             it allows is the end, whatever ignore_eos and min_tokens say.
@@ -58,6 +70,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
     min_tokens: int = 0
+    include_stop: bool = False
+    banned: tuple[tuple[int, ...], ...] = ()
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
     shown_token_ids: tuple[int, ...] = ()
@@ -68,6 +82,12 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, max(-MAX_COUNT, min(_whole(name, value), MAX_COUNT)))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _whole("seed", self.seed))
         least = 1 if self.prompt_logprobs is None else 0
         if self.max_tokens is not None and self.max_tokens < least:
             raise RequestError(f"max_tokens must be at least {least}, got {self.max_tokens}.", param="max_tokens")
@@ -78,10 +98,7 @@ class SamplingParams:
         self._within("frequency_penalty", -2.0, 2.0)
         if self.top_k < -1:
             raise RequestError(f"top_k must be -1, 0 (both off) or positive, got {self.top_k}.", param="top_k")
-        if not 0.0 < self.repetition_penalty < 1e4:
-            raise RequestError(
-                f"repetition_penalty must be above 0, got {self.repetition_penalty}.", param="repetition_penalty"
-            )
+        self._within("repetition_penalty", *_REPETITION_PENALTIES)
         if not 1 <= self.n <= 128:
             raise RequestError(f"n must be between 1 and 128, got {self.n}.", param="n")
         if self.min_tokens < 0:
@@ -98,16 +115,35 @@ class SamplingParams:
             raise RequestError(f"A prompt is scored once, so with max_tokens 0 n must be 1, got {self.n}.", param="n")
         if self.pooling is not None and self.n != 1:
             raise RequestError(f"A prompt is pooled once, so n must be 1, got {self.n}.", param="n")
-        for token_id, bias in self.logit_bias.items():
-            if token_id < 0 or not -100.0 <= bias <= 100.0:
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(
+                f"at most {MAX_STOP_TOKEN_IDS} stop_token_ids, got {len(self.stop_token_ids)}.", param="stop_token_ids"
+            )
+        for token_id in self.stop_token_ids:
+            if not isinstance(token_id, Integral) or token_id < 0:
                 raise RequestError(
-                    f"logit_bias maps token ids to values in [-100, 100], got {token_id}: {bias}.", param="logit_bias"
+                    f"stop_token_ids must be whole numbers from 0 on, got {_shown(token_id)}.", param="stop_token_ids"
+                )
+        if max(len(self.banned), *map(len, self.banned), 0) > MAX_BANNED or not all(self.banned):
+            raise RequestError(
+                f"At most {MAX_BANNED} sequences of 1 to {MAX_BANNED} tokens can be banned.", param="bad_words"
+            )
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias may name {MAX_LOGIT_BIAS} token ids at most, got {len(self.logit_bias)}.",
+                param="logit_bias",
+            )
+        for token_id, bias in self.logit_bias.items():
+            if not isinstance(token_id, Integral) or token_id < 0 or not _is_within(bias, -100.0, 100.0):
+                raise RequestError(
+                    f"logit_bias maps token ids to values in [-100, 100], got {_shown(token_id)}: {_shown(bias)}.",
+                    param="logit_bias",
                 )
 
     def _within(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        if not low <= value <= high:  # also refuses NaN
-            raise RequestError(f"{name} must be between {low:g} and {high:g}, got {value}.", param=name)
+        if not _is_within(value, low, high):
+            raise RequestError(f"{name} must be between {low:g} and {high:g}, got {_shown(value)}.", param=name)
 
     @property
     def needs_every_position(self) -> bool:
@@ -117,3 +153,32 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < 1e-5
+
+
+def recommended(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A model's own defaults, held to what holds for a request's. Raises ConfigError that names `source`."""
+    try:
+        params = SamplingParams(**values)
+    except RequestError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return {name: getattr(params, name) for name in values}
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number, perhaps written as 5.0. Raises RequestError."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, Integral):
+        raise RequestError(f"{name} must be a whole number, got {_shown(value)}.", param=name)
+    return int(value)
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, Real) and bool(low <= value <= high)  # type: ignore[operator]  # NaN is not
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message: Python refuses to write out numbers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.100}"

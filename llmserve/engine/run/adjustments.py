@@ -24,6 +24,7 @@ def adjusts(params: SamplingParams) -> bool:
         or params.frequency_penalty != 0.0
         or params.min_tokens > 0
         or bool(params.logit_bias)
+        or bool(params.banned)
     )
 
 
@@ -47,6 +48,8 @@ class Adjustments:
         for token_id, bias in params.logit_bias.items():
             self._put(token_id, _BIAS, bias)
         self._end_places = [self._place(token_id) for token_id in self.ends]
+        self._banned = [(list(before), self._place(last)) for *before, last in params.banned]
+        self._banned_places: list[int] = []  # of those that would complete a banned sequence now
 
     def update(self, sequence: Sequence) -> None:
         """Take in the tokens that are new."""
@@ -61,6 +64,12 @@ class Adjustments:
                 less = self._params.presence_penalty + self._params.frequency_penalty * np.float32(count)
                 self._put(token_id, _LESS, less)
         self._seen = len(tokens)
+        generated = len(tokens) - prompt
+        self._banned_places = [
+            place
+            for before, place in self._banned
+            if len(before) <= generated and tokens[len(tokens) - len(before) :] == before
+        ]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -68,6 +77,7 @@ class Adjustments:
     def write(self, ids: npt.NDArray[np.int32], amounts: npt.NDArray[np.float32], banned: bool) -> None:
         """Fill arrays of this length; with the ends banned, or not."""
         ids[:], amounts[:] = self._ids[: len(self)], self._amounts[: len(self)]
+        amounts[self._banned_places, _LESS] = np.inf
         if banned:
             amounts[self._end_places, _LESS] = np.inf
 

@@ -29,7 +29,8 @@ class LocalExecutor:
         self.max_model_len = model.max_model_len
         self.vocab_size = model.interface.vocab_size
         self.runner = ModelRunner(model, num_pages, num_threads)
-        self._sampler = Sampler(eos_token_ids, self.runner.choose_from)
+        known = [token_id for token_id in eos_token_ids if 0 <= token_id < self.vocab_size]  # the others never come
+        self._sampler = Sampler(known, self.runner.choose_from)
         self._pooler = Pooler()
         self._scorer = Scorer(self.runner.head, model.interface.max_num_seqs, self._sampler)
 

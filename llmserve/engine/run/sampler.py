@@ -8,22 +8,26 @@ here that could not be read from the sequences again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import EngineError
+from ...errors import EngineError, is_exit
 from ..plan.outputs import SampledToken, TokenLogprob
 from ..plan.scheduler import Sampled
 from ..plan.sequence import Sequence
 from .adjustments import Adjustments, adjusts
 from .choices import ChoiceArguments, Choose, Chosen, choose_in_numpy, is_finite, peak_of
+
+logger = logging.getLogger(__name__)
 
 _Floats = npt.NDArray[np.float32]
 
@@ -93,7 +97,8 @@ class Sampler:
         for row in batch._reported:
             result = results[row]
             if isinstance(result, SampledToken) and row not in batch.errors:
-                results[row] = _reported(batch.sequences[row], row, result.token_id, logits)
+                with _alone(results, row):
+                    results[row] = _reported(batch.sequences[row], row, result.token_id, logits)
         for row, error in batch.errors.items():
             results[row] = error
         return results
@@ -105,34 +110,38 @@ class Sampler:
         limits = batch.choices.limits
         end = 1
         for row in batch._changing:
-            sequence = batch.sequences[row]
-            params, matcher = sequence.request.params, sequence.matcher
             limits[row, 1:] = -1, 0, 0
-            mask = None
-            if matcher is not None:
-                try:
-                    mask = matcher.mask()
-                except EngineError as error:  # of its grammar; the others go on
-                    batch.errors[row] = error
-                    continue
-                masks.append(mask)
-                limits[row, 1] = len(masks)
-            if adjusts(params):
-                own = self._adjustments.get(sequence)
-                if own is None:
-                    own = self._adjustments[sequence] = Adjustments(params, self._eos)
-                own.update(sequence)
-                banned = sequence.num_generated_tokens < params.min_tokens
-                if banned and mask is not None:  # a grammar that allows nothing but the end wins
+            with _alone(batch.errors, row):
+                sequence = batch.sequences[row]
+                mask = None if sequence.matcher is None else sequence.matcher.mask()
+                own = self._own(sequence)
+                banned = sequence.num_generated_tokens < sequence.request.params.min_tokens
+                if banned and own is not None and mask is not None:
+                    # A grammar that allows nothing but the end wins.
                     banned = _allows_others(mask, own.ends, vocab_size)
-                limits[row, 2:] = end, end + len(own)
-                end += len(own)
-                rows.append((row, own, banned))
+                if mask is not None:
+                    masks.append(mask)
+                    limits[row, 1] = len(masks)
+                if own is not None:
+                    limits[row, 2:] = end, end + len(own)
+                    end += len(own)
+                    rows.append((row, own, banned))
         ids, amounts = np.zeros(end, np.int32), np.zeros((end, 3), np.float32)
         for row, own, banned in rows:
             _, _, start, stop = limits[row]
             own.write(ids[start:stop], amounts[start:stop], banned)
         batch.choices = ChoiceArguments(batch.choices.knobs, limits, ids, amounts, _mask_words(masks, vocab_size))
+
+    def _own(self, sequence: Sequence) -> Adjustments | None:
+        """What the sequence adjusts, its last tokens taken in; None if nothing."""
+        params = sequence.request.params
+        if not adjusts(params):
+            return None
+        own = self._adjustments.get(sequence)
+        if own is None:
+            own = self._adjustments[sequence] = Adjustments(params, self._eos)
+        own.update(sequence)
+        return own
 
 
 def _new_batch(sequences: list[Sequence], vocab_size: int) -> SamplingBatch:
@@ -141,16 +150,32 @@ def _new_batch(sequences: list[Sequence], vocab_size: int) -> SamplingBatch:
     ids, amounts = np.zeros(1, np.int32), np.zeros((1, 3), np.float32)
     batch = SamplingBatch(sequences, ChoiceArguments(knobs, limits, ids, amounts, _mask_words([], vocab_size)))
     for row, sequence in enumerate(sequences):
-        params = sequence.request.params
-        limits[row] = max(params.top_k, 0), -1, 0, 0
-        if not params.greedy:
-            knobs[row] = 1 / params.temperature, params.top_p, params.min_p, 0.0
-            batch._drawn.append(row)
-        if sequence.matcher is not None or adjusts(params):
-            batch._changing.append(row)
-        if sequence.matcher is not None or params.logprobs is not None:
-            batch._reported.append(row)
+        limits[row] = 0, -1, 0, 0
+        with _alone(batch.errors, row):
+            params = sequence.request.params
+            limits[row, 0] = params.top_k if 0 < params.top_k < vocab_size else 0
+            if sequence.matcher is not None or adjusts(params):
+                batch._changing.append(row)
+            if sequence.matcher is not None or params.logprobs is not None:
+                batch._reported.append(row)
+            if not params.greedy:
+                knobs[row] = 1 / params.temperature, params.top_p, params.min_p, 0.0
+                batch._drawn.append(row)
     return batch
+
+
+@contextmanager
+def _alone(results: MutableMapping[int, EngineError] | list[Sampled], row: int) -> Iterator[None]:
+    """Whatever fails here is one row's error: the others go on."""
+    try:
+        yield
+    except EngineError as error:
+        results[row] = error
+    except BaseException as error:
+        if is_exit(error):
+            raise
+        logger.exception("a row of the batch failed")
+        results[row] = EngineError(f"This request's next token cannot be chosen: {type(error).__name__}: {error}.")
 
 
 def _mask_words(masks: list[bytes], vocab_size: int) -> npt.NDArray[np.int32]:
@@ -172,10 +197,7 @@ def _allows_others(mask: bytes, ends: list[int], vocab_size: int) -> bool:
 def _reported(sequence: Sequence, row: int, token: int, logits: Callable[[int], _Floats]) -> Sampled:
     """A token of a sequence that has a grammar, or wants log-probabilities."""
     asked = sequence.request.params.logprobs
-    try:
-        forced = () if sequence.matcher is None else sequence.matcher.accept(token)
-    except EngineError as error:
-        return error
+    forced = () if sequence.matcher is None else sequence.matcher.accept(token)
     return SampledToken(token, None if asked is None else logprob(logits(row), token, asked), forced)
 
 

@@ -81,17 +81,80 @@ def test_the_whole_of_a_text_that_is_certain_takes_one_draw(compilers: dict[str,
     assert tokens[:-1] == BYTES.encode("hello world, hello"), "what is forced is spelt as the tokenizer would"
 
 
-def test_json_has_no_endless_white_space(compilers: dict[str, GrammarCompiler]) -> None:
-    matcher = compilers["byte-level"].submit(Grammar("json_object")).result().matcher(jump=True)
-    (opening,) = allowed_tokens(matcher.mask(), BYTES.vocab_size)
-    matcher.accept(opening)
-    (newline,), (space,) = BYTES.encode("\n"), BYTES.encode(" ")
-    matcher.accept(newline)
-    for _ in range(40):
-        matcher.accept(space)
-    allowed = allowed_tokens(matcher.mask(), BYTES.vocab_size)
-    assert allowed
-    assert not {newline, space} & set(allowed)
+SPACED: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+
+
+def is_allowed(matcher: Matcher, text: str) -> bool:
+    for token in BYTES._backend.encode("\0".join(text)).ids[::2]:  # a character at a time
+        if token not in allowed_tokens(matcher.mask(), BYTES.vocab_size):
+            return False
+        matcher.accept(token)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ('{"a":1,"b":[1,2]}', True),
+        ('{"a": 1, "b": [1, 2]}', True),
+        ('{"a": 1,\n  "b": [1,\n\t\t2]}', True),
+        ('{"a": 1,\n' + " " * 16 + '"b":[]}', True),
+        ('{"a" :1', False),
+        ('{"a"\n:1', False),
+        ('{"a"\t:1', False),
+        ('{"a":1 ,', False),
+        ('{"a":1\n,', False),
+        ('{"a":  1', False),
+        ('{"a":1,  "b"', False),
+        ('{"a":1,\n\n', False),
+        ('{"a":1,\n' + "\t" * 17, False),
+        ('{ "a"', False),
+        ('{"a":1,"b":[]\n', False),
+        (' {"a"', False),
+    ],
+)
+def test_json_has_white_space_after_commas_and_colons_alone(
+    compilers: dict[str, GrammarCompiler], text: str, allowed: bool
+) -> None:
+    for grammar in (Grammar("json_schema", json.dumps(SPACED)), Grammar("json_object")):
+        matcher = compilers["byte-level"].submit(grammar).result().matcher(jump=False)
+        assert is_allowed(matcher, text) is allowed
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "colour"},
+        {"type": "string", "format": "int64"},
+        {"type": "object", "properties": {"x": {"type": "string", "format": "uri-reference"}}, "required": ["x"]},
+        {"type": "array", "items": {"type": "string", "format": "regex"}, "minItems": 1},
+        {"anyOf": [{"type": "string", "format": "idn-email"}, {"type": "null"}]},
+        {"$defs": {"p": {"type": "string", "format": "password"}}, "$ref": "#/$defs/p"},
+        {"type": "object", "patternProperties": {"^a$": {"type": "string", "format": "byte"}}},
+        {"type": "string", "format": "json-pointer", "minLength": 2, "maxLength": 5},
+    ],
+)
+def test_formats_that_nobody_knows_are_annotations(compilers: dict[str, GrammarCompiler], schema: Any) -> None:
+    bare = json.loads(re.sub(r'"format": "[^"]*",? ?', "", json.dumps(schema)).replace(", }", "}"))
+    for it in (schema, bare):
+        matcher = compilers["byte-level"].submit(Grammar("json_schema", json.dumps(it))).result().matcher(jump=False)
+        assert any(matcher.mask())
+
+
+def test_formats_that_are_known_hold_and_names_and_values_stay(compilers: dict[str, GrammarCompiler]) -> None:
+    submit = compilers["byte-level"].submit
+    date = submit(Grammar("json_schema", '{"type": "string", "format": "date"}')).result()
+    assert is_allowed(date.matcher(False), '"2024-02-28"') and not is_allowed(date.matcher(False), '"x')
+    named = {"properties": {"format": {"const": {"format": "foo"}}}, "required": ["format"], "type": "object"}
+    named["additionalProperties"] = False
+    only = submit(Grammar("json_schema", json.dumps(named))).result()
+    assert is_allowed(only.matcher(False), '{"format":{"format":"foo"}}')
+    assert not is_allowed(only.matcher(False), '{"format":{}')
 
 
 def test_special_tokens_are_not_text(compilers: dict[str, GrammarCompiler]) -> None:

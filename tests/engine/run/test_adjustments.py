@@ -75,3 +75,19 @@ def test_a_sequence_that_comes_back_is_read_again() -> None:
         (result,) = sampler.sample(logits, [it])
         it.token_ids.append(result.token_id)
     assert first.token_ids == [1, 0, 1, 2] and second.token_ids == [1, 0]
+
+
+def test_the_last_token_of_a_banned_sequence_follows_the_others_never() -> None:
+    rng = np.random.default_rng(5)
+    banned = ((1,), (2, 3), (2, 2, 4), (3, 3), (5, 1, 5, 1))
+    params = SamplingParams(banned=banned, presence_penalty=0.5, logit_bias={3: 2.0})
+    (sequence,) = Request("r", [2, 2], params, 0).sequences
+    own = Adjustments(params, ())
+    for _ in range(60):
+        own.update(sequence)
+        ids, amounts = np.zeros(len(own), np.int32), np.zeros((len(own), 3), np.float32)
+        own.write(ids, amounts, banned=False)
+        said = sequence.token_ids[2:]
+        expected = {last for *before, last in banned if said[len(said) - len(before) :] == before or not before}
+        assert {int(i) for i, less in zip(ids, amounts[:, 2], strict=True) if np.isinf(less)} == expected
+        sequence.token_ids.append(int(rng.choice([i for i in range(6) if i not in expected])))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,3 +297,73 @@ def test_logprobs_under_a_grammar_are_the_models_own() -> None:
     assert scored.token_id == 4
     assert scored.logprob == pytest.approx(-math.log(31 + math.exp(5.0)), abs=1e-6)
     assert scored.top[0][0] == 1
+
+
+class Broken:
+    """A matcher that fails in one of its calls, by an error of ours, one of Python's, or a panic."""
+
+    def __init__(self, call: str, error: BaseException) -> None:
+        self._call, self._error = call, error
+
+    def mask(self) -> bytes:
+        return self._result("mask", b"\xff" * 4)
+
+    def accept(self, token_id: int) -> tuple[int, ...]:
+        return self._result("accept", ())
+
+    def _result(self, call: str, result: Any) -> Any:
+        if call == self._call:
+            raise self._error
+        return result
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise them."""
+
+
+def _strange(**fields: Any) -> Sequence:
+    """A sequence whose parameters nobody has checked."""
+    it = sequence()
+    for name, value in fields.items():
+        object.__setattr__(it.request.params, name, value)
+    return it
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _strange(top_k="many"),
+        lambda: _strange(temperature=None),
+        lambda: _strange(temperature="hot"),
+        lambda: _strange(logit_bias={2**40: 1.0}),
+        lambda: _strange(logit_bias={1: "x"}),
+        lambda: _strange(repetition_penalty="x"),
+        lambda: _strange(logprobs="x"),
+        lambda: _strange(min_tokens="x"),
+    ],
+)
+def test_a_row_that_cannot_be_prepared_fails_alone(make: Callable[[], Sequence]) -> None:
+    logits = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    others = [sequence(seed=1), sequence(seed=2, repetition_penalty=1.3)]
+    alone = [sample(row, it) for row, it in zip(logits[[0, 2]], others, strict=True)]
+    sampler = Sampler()
+    for _ in range(2):  # also as the batch that goes on
+        first, broken, last = sampler.sample(logits, [others[0], make(), others[1]])
+        assert isinstance(broken, EngineError) and [first, last] == alone
+
+
+@pytest.mark.parametrize("call", ["mask", "accept"])
+@pytest.mark.parametrize("error", [EngineError("no"), ValueError("no"), Panic("no")])
+def test_a_matcher_that_fails_takes_its_row_only(call: str, error: BaseException) -> None:
+    logits = np.random.default_rng(1).normal(size=(2, 16)).astype(np.float32)
+    broken, other = sequence(), sequence(seed=1)
+    broken.matcher = Broken(call, error)
+    first, second = Sampler().sample(logits, [broken, other])
+    assert isinstance(first, EngineError) and "no" in str(first)
+    assert second == sample(logits[1], other)
+
+
+@pytest.mark.parametrize("top_k", [16, 17, 2**31 - 1, 2**31, 2**63, 10**30])
+def test_a_top_k_of_the_whole_vocabulary_is_none(top_k: int) -> None:
+    batch = Sampler().prepare([sequence(top_k=top_k), sequence(top_k=15)], 16)
+    assert batch.choices.limits[:, 0].tolist() == [0, 15]

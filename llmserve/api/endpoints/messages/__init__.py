@@ -20,10 +20,11 @@ from ...base.shapes import STREAMED, AnthropicMessage, CountedTokens
 from ...base.state import Serving, ServingDep
 from ...base.turns import with_client_names
 from ...edge.errors import anthropic_error
+from ...edge.route import Route
 from ...edge.streaming import named_event, unless_gone
 from .request import Block, CountRequest, MessagesRequest
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _NAMES = {
     "response_format.json_schema": "output_config.format",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
-from ...base.protocol import ChatRequest
+from ...base.protocol import PASSED_ON, ChatRequest, Items, Messages
 from ...base.turns import MessageFields, merged, string_in, text_part
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Messages[Block]
 
 
 class CountRequest(BaseModel):
@@ -37,9 +37,9 @@ class CountRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    messages: list[Turn]
-    system: str | list[Block] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Messages[Turn]
+    system: str | Messages[Block] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
@@ -48,7 +48,9 @@ class CountRequest(BaseModel):
     def as_chat(self, **more: Any) -> ChatRequest:
         """The same request for /v1/chat/completions."""
         thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
+        extra = self.model_extra or {}
         fields: dict[str, Any] = {
+            **{name: extra[name] for name in PASSED_ON if name in extra},
             "messages": [*self._system(), *_merged(self.messages)],
             "tools": [_tool(tool) for tool in self.tools or () if _is_ours(tool)] or None,
             "reasoning_effort": (self.output_config or {}).get("effort"),
@@ -87,12 +89,14 @@ class MessagesRequest(CountRequest):
 
     max_tokens: int
     stream: bool | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
 
     def as_chat(self, **more: Any) -> ChatRequest:
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
         same = ("max_tokens", "stream", "temperature", "top_p", "top_k")
         return super().as_chat(**{name: getattr(self, name) for name in same}, stop=self.stop_sequences, **more)
 

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ....errors import ContextLengthError
 from ...base.conversation import answer_chat, prompt_ids
 from ...base.generation import Answer, AnswerFinishReason, Event, Reply, TokenUsage
 from ...base.logprobs import chat_logprobs
@@ -23,11 +24,12 @@ from ...base.shapes import STREAMED, InputTokens, ResponseDeleted, ResponseItems
 from ...base.state import Serving, ServingDep
 from ...base.turns import with_client_names
 from ...edge.errors import describe
+from ...edge.route import Route
 from ...edge.streaming import named_event, unless_gone
 from .items import OutputItems, new_id
 from .request import ResponsesRequest
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _NAMES = {
     "response_format.json_schema": "text.format",
@@ -167,14 +169,18 @@ async def _chat(request: Request, serving: Serving, body: ResponsesRequest, item
 def _fitting(serving: Serving, body: ResponsesRequest, items: list[Item]) -> list[Item]:
     """Items less the oldest turns, each of which begins with the user's message; system messages stay."""
     context = serving.model.max_model_len
-    room = context - min(body.max_output_tokens or context // 4, context // 2)
+    wanted = body.max_output_tokens or 0
+    room = context - min(wanted if wanted > 0 else context // 4, context // 2)
     starts = [0, *(at for at, item in enumerate(items) if at and item.get("role") == "user")]
 
     def end(start: int) -> list[Item]:
         return [*(item for item in items[:start] if item.get("role") in ("system", "developer")), *items[start:]]
 
     def fits(start: int) -> bool:
-        return len(prompt_ids(serving, body.as_chat(end(start)))) <= room
+        try:
+            return len(prompt_ids(serving, body.as_chat(end(start)))) <= room
+        except ContextLengthError:  # by its bytes alone
+            return False
 
     first = bisect_left(starts, True, key=fits)
     return end(starts[min(first, len(starts) - 1)])  # a last turn that is too long by itself is refused as any is
@@ -202,7 +208,7 @@ async def count_input_tokens(body: ResponsesRequest, request: Request, serving: 
     serving.check_model(body.model)
     with with_client_names(_NAMES):
         chat = await _chat(request, serving, body, body.items(serving.responses.item))
-        ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, chat)))
+        ids = await unless_gone(request.receive, serving.in_thread(lambda: prompt_ids(serving, chat, "input")))
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
 

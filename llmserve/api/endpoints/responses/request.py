@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....errors import RequestError
-from ...base.protocol import ChatRequest
+from ...base.protocol import PASSED_ON, ChatRequest, Items, Messages
 from ...base.response_store import Item
 from ...base.turns import MessageFields, merged, string_in, text_part
 from .items import new_id
@@ -27,11 +27,6 @@ _MAX_ITEMS = 4096
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", None)
 _UNSUPPORTED = ("background", "conversation", "prompt")
 _SAME = ("stream", "temperature", "top_p", "parallel_tool_calls", "user", "metadata", "service_tier")
-# Not OpenAI's here, but of use with /v1/chat/completions, and so with this endpoint too.
-_ALSO = (
-    *("top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
-    *("stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs"),
-)
 
 
 class ResponsesRequest(BaseModel):
@@ -40,7 +35,7 @@ class ResponsesRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    input: str | list[Item] | None = None
+    input: str | Messages[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -49,8 +44,8 @@ class ResponsesRequest(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
-    include: list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
+    include: Items[str] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
@@ -86,7 +81,7 @@ class ResponsesRequest(BaseModel):
             raise RequestError("input must hold at least one item.", param="input")
         tools = [_tool(tool) for tool in self.tools or () if _is_ours(tool)] or None
         fields = {
-            **{name: extra[name] for name in _ALSO if name in extra},
+            **{name: extra[name] for name in PASSED_ON if name in extra},
             **{name: getattr(self, name) for name in _SAME},
             "messages": messages,
             "max_completion_tokens": self.max_output_tokens,
