@@ -144,10 +144,7 @@ def serve(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="The model's name to clients; repeatable, for further names of it.", show_default=False),
     ] = None,
-    any_model_name: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--any-model-name", help="Serve requests whatever model they name."),
-    ] = None,
+    any_model_name: Annotated[bool, typer.Option("--any-model-name", help="Serve whatever model is named.")] = False,
     max_model_len: ContextOption = None,
     max_num_seqs: Annotated[Optional[int], typer.Option(help="Sequences at once.  [default: 64]")] = None,  # noqa: UP045
     kv_cache_memory: Annotated[
