@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from llmserve.errors import UnsupportedError
-from llmserve.models.config import Keys
+from llmserve.models.config import ConfigKeys
 from llmserve.models.llama import Config
 from llmserve.models.rope import inverse_frequencies
 from llmserve.quant.group import as_float32
@@ -44,7 +44,7 @@ def write(checkpoint: Path, file: Path, storage: Type = Type.Q4_0) -> None:
     raw: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if raw["model_type"] != "llama":
         raise UnsupportedError(f"The comparison knows the llama family, not {raw['model_type']!r}.")
-    config = Config(Keys(raw, str(checkpoint / "config.json")))
+    config = Config(ConfigKeys(raw, str(checkpoint / "config.json")))
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(checkpoint.name)
     kinds = {Type.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0, Type.F16: gguf.LlamaFileType.MOSTLY_F16}
