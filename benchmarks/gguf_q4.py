@@ -45,6 +45,7 @@ def write(checkpoint: Path, file: Path, storage: Type = Type.Q4_0) -> None:
     if raw["model_type"] != "llama":
         raise UnsupportedError(f"The comparison knows the llama family, not {raw['model_type']!r}.")
     config = Config(ConfigKeys(raw, str(checkpoint / "config.json")))
+    (rope,) = config.rope
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(checkpoint.name)
     kinds = {Type.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0, Type.F16: gguf.LlamaFileType.MOSTLY_F16}
@@ -60,15 +61,15 @@ def write(checkpoint: Path, file: Path, storage: Type = Type.Q4_0) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope.theta)
+    writer.add_rope_freq_base(rope.theta)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, checkpoint, raw)
-    if config.rope.kind == "llama3":  # the divisor of each frequency, as llama.cpp wants it
-        plain = config.rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-        scaled, _ = inverse_frequencies(config, config.max_position_embeddings)
+    if rope.kind == "llama3":  # the divisor of each frequency, as llama.cpp wants it
+        plain = rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+        ((scaled, _),) = inverse_frequencies(config, config.max_position_embeddings)
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
-    elif config.rope.kind != "default":
-        raise UnsupportedError(f"The comparison knows no rope scaling of kind {config.rope.kind!r}.")
+    elif rope.kind != "default":
+        raise UnsupportedError(f"The comparison knows no rope scaling of kind {rope.kind!r}.")
     source = Checkpoint.open(checkpoint)
     for name in source.names():
         if name == "lm_head.weight" and config.tie_word_embeddings:
