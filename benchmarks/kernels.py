@@ -42,7 +42,7 @@ BUDGET = 0.3  # seconds per figure
 
 
 @dataclass(frozen=True)
-class Timing:
+class KernelTiming:
     kernel: str
     seconds: float
     nbytes: int
@@ -74,7 +74,7 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) 
     return tvm.runtime.tensor((rng.random(shape, np.float32) / 64).astype(dtype))
 
 
-def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Timing]:
+def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[KernelTiming]:
     product = Build(None, arch=arch)  # the model does not matter, what it is built with does
     kernels, target = product.kernels, product.target
     storage = scheme.choose(quant, kernels.compute_dtype).storage
@@ -91,7 +91,7 @@ def linears(quant: str, arch: str | None, names: list[str]) -> Iterator[Timing]:
         for m in ROWS:
             x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
             seconds = fastest_of(call, [(x, *weights) for weights in copies])
-            yield Timing(f"{quant} {name} {n}x{k}, M={m}", seconds, nbytes, 2 * m * n * k)
+            yield KernelTiming(f"{quant} {name} {n}x{k}, M={m}", seconds, nbytes, 2 * m * n * k)
 
 
 class Attention(nn.Module):
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         return active().attention(q, batch, pages, ATTENTION, ATTENTION.head_dim**-0.5)
 
 
-def attention(arch: str | None) -> Iterator[Timing]:
+def attention(arch: str | None) -> Iterator[KernelTiming]:
     """One decoding token of one sequence, over contexts whose pages are spread over more than the caches hold."""
     product = Build(None, arch=arch)
     kernels, target = product.kernels, product.target
@@ -147,7 +147,7 @@ def attention(arch: str | None) -> Iterator[Timing]:
         order = rng.permutation(num_pages)[: num_pages // used * used].reshape(-1, used)
         fixed = (q, ints(context - 1), ints(0), ints(0), ints(1), ints(0, used))
         seconds = fastest_of(call, [(*fixed, ints(*table), pages) for table in order])
-        yield Timing(f"attention, context {context}", seconds, used * page_bytes, 4 * context * heads)
+        yield KernelTiming(f"attention, context {context}", seconds, used * page_bytes, 4 * context * heads)
 
 
 def main() -> None:

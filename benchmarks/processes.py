@@ -1,5 +1,5 @@
 """The other end of worker.py: a runtime in a process of its own, which runs while it is asked something and is stopped
-outright in between, so that nothing of one system is on the machine while another is measured."""
+in between (SIGSTOP), so that nothing of one system runs while another is measured."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def examination(llm: LLM, rows: list[dict[str, Any]]) -> dict[str, tuple[int, in
     return exact_match(rows, lambda row: answers[id(row)])
 
 
-class Bench:
+class QualityBench:
     """One checkpoint, one text, and what the models that come by say about it."""
 
     def __init__(self, checkpoint: Path, tokens: int, data: Path | None) -> None:
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these rows only")
     parser.add_argument("--json", type=Path, help="file to write, or to add rows to")
     arguments = parser.parse_args()
-    bench = Bench(arguments.checkpoint, arguments.tokens, arguments.data)
+    bench = QualityBench(arguments.checkpoint, arguments.tokens, arguments.data)
     figures: dict[str, Any] = {}
     if arguments.json and arguments.json.exists():
         figures = json.loads(arguments.json.read_text("utf-8"))["models"]

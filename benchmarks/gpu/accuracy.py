@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .device import put
-from .model import Model, Run
+from .model import DeviceModel, Run
 
 # Of the largest logit. float32: the order of sums, a tenth of it in practice. float16: activations are rounded to 11
 # bits several times in each layer; a few such errors are seen to add up in models of six layers.
@@ -28,7 +28,7 @@ def check(directory: Path, dtype: str, device: Any) -> tuple[bool, str, dict[str
     def parameter(name: str, shape: Any, dtype: str) -> Any:
         return put(widened(params[name]).astype(dtype), device)
 
-    model = Model(directory / dtype, device, parameter)
+    model = DeviceModel(directory / dtype, device, parameter)
     model.set_rope(expected["cos"], expected["sin"])
     texts = [_ReferenceText(expected[f"ids{i}"], expected[f"logits{i}"]) for i in range(int(expected["texts"]))]
     prompts = [int(n) for n in expected["prompts"]]

@@ -18,7 +18,7 @@ Run = tuple[int, Sequence[int], Sequence[int]]
 """Tokens of one sequence: how many it has in its pages, the ones to compute, and its page table."""
 
 
-class Model:
+class DeviceModel:
     """A library, its parameters and its pages on a device."""
 
     def __init__(self, directory: Path, device: Any, parameters: Callable[[str, Sequence[int], str], Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .cases import STREAM_WIDTH
 from .device import filled, put, seconds
-from .model import Model, Run
+from .model import DeviceModel, Run
 
 Figures = dict[str, Any]
 LINEAR_ROWS = (1, 8, 64, 2048)
@@ -82,7 +82,7 @@ class TimedModel:
                 blocks[dtype] = random_block(dtype)
             return filled(shape, dtype, device, blocks[dtype])
 
-        self.model = Model(directory, device, make)
+        self.model = DeviceModel(directory, device, make)
         interface = self.model.interface
         self.size = interface["page_size"]
         half = interface["page_shape"][-1] // 2

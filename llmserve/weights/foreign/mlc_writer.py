@@ -167,7 +167,7 @@ def _chat_config(weights: Path, model: Mapping[str, Any], quantization: str) -> 
 
 
 def _conversation(weights: Path, eos: Any) -> dict[str, Any]:
-    """MLC has no Jinja; how messages are put together is said in its own terms."""
+    """`conv_template`: the chat format in MLC's own terms, as MLC has no Jinja."""
     files = (weights / name for name in ("chat_template.jinja", "tokenizer_config.json"))
     chatml = any("<|im_start|>" in file.read_text("utf-8", "replace") for file in files if file.exists())
     ends = eos if isinstance(eos, list) else [] if eos is None else [eos]

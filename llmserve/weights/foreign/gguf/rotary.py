@@ -142,9 +142,9 @@ def _digits(values: npt.NDArray[np.float32]) -> list[float]:
 
 
 def _llama3(divisors: npt.NDArray[np.float32], theta: float, dim: int, longest: int) -> Table | None:
-    """Llama 3's scaling, of which the file has only what each frequency is divided by: 1 for short wavelengths, the
-    factor for long ones, and between them what follows from the original context length, which is looked for here.
-    Other divisors are said as longrope, whose two lists may be the same."""
+    """Llama 3's scaling. The file has only the divisor of each frequency: 1 for short wavelengths, the factor for long
+    ones, and between them a number that follows from the original context length, which is searched for here. Other
+    divisors become longrope, whose two lists may be the same."""
     if (divisors == 1).all():
         return None
     factor = float(str(divisors.max()))
