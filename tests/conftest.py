@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.compile.random_checkpoint import write_random_checkpoint
-
 from .skips import pytest_terminal_summary  # noqa: F401  # a hook
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share compiled models run in one process: those of a family, or else those of a file."""
+    """Tests that share compiled models run in one process: those of a family, or else those of a file. Slow ones are
+    left to `make test-all`."""
     for item in items:
+        if item.get_closest_marker("slow") and "LLMSERVE_TEST_ALL" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="slow tests: for time (make test-all)"))
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
         item.add_marker(pytest.mark.xdist_group(f"family {family}" if isinstance(family, str) else str(item.path)))
 
@@ -40,6 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:
+        from llmserve.compile.random_checkpoint import write_random_checkpoint
         from llmserve.models.base import family as find
 
         if family not in made:

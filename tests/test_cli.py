@@ -331,6 +331,7 @@ def test_what_it_compiled_is_listed(run: Run, converted: Path, cli_cache: Path) 
     assert "Everything was in the cache already." in run("compile", converted)[1]
 
 
+@pytest.mark.slow
 def test_a_budget_of_bits_is_judged_drawn_and_listed(run: Run, model: Path, tmp_path: Path) -> None:
     text, picture = tmp_path / "my.txt", tmp_path / "errors.svg"
     text.write_text("Some words, and some more of them, to judge a model that knows none. " * 40, "utf-8")

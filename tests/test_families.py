@@ -5,52 +5,27 @@ New families and schemes are picked up from their registries.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 
 from llmserve import LLM, SamplingParams
 from llmserve.compile.build import Build
-from llmserve.compile.host import kernel_set
 from llmserve.engine.plan.scheduler import ScheduledSequence
 from llmserve.engine.plan.sequence import Request
-from llmserve.kernels.base import FUSED_ACTIVATIONS, using
-from llmserve.models.base import families, read_family
-from llmserve.models.base import family as find
-from llmserve.models.layers import PageFormat
-from llmserve.models.parts import Norm, walk
-from llmserve.platforms import PLATFORMS
+from llmserve.models.base import families
 from llmserve.quant.group import GroupFormat
 from llmserve.quant.scheme import SCHEMES
 
 from . import reference
 from .oracle import Oracle
+from .representatives import by_registry, representatives
 from .skips import package
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 # Of twins, the one that CPUs compute.
 QUANTS = [s.name for s in SCHEMES.values() if s.compute_dtype == "float32" or s.storage == "float16"]
-
-
-@cache
-def representatives() -> list[str]:
-    """One family for each way in which a quantized model can be put together: the kinds of norms that go into products,
-    the MLP and whether its activation is fused, and whether rows are stored in another order. What else families differ
-    in, float32 shows."""
-    found: dict[tuple, str] = {}
-    with using(kernel_set(PLATFORMS["cpu"], None, "float32")[0]):
-        for name in families():
-            family, config = read_family(find(name).tiny)
-            layer = family.model(config, PageFormat()).model.layers[0]
-            kinds = frozenset(module.kind for _, module in walk(layer) if isinstance(module, Norm))
-            norms = frozenset((kind.centred, kind.weight, kind.bias) for kind in kinds)
-            fused = config.activation in FUSED_ACTIVATIONS
-            way = (norms, type(layer.mlp).of, fused, layer.self_attn.qkv_proj.order is None)
-            found.setdefault(way, name)
-    return sorted(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +70,7 @@ def test_float32_equals_transformers(family, load, checkpoint):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("family", families() if os.environ.get("LLMSERVE_TEST_ALL") else representatives())
+@pytest.mark.parametrize("family", by_registry())
 def test_quantized_equals_transformers(family, load, checkpoint, tmp_path):
     """The stored weights put back into a checkpoint, with activations and pages rounded as the engine rounds them. See
     the test of schemes for what two correct implementations may differ by."""

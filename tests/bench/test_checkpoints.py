@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from checkpoints import spell_out
 from tokenizers import Tokenizer
 
 from llmserve.compile.random_checkpoint import TINY_LLAMA, write_random_checkpoint
 
 
+@pytest.mark.slow
 def test_every_token_but_single_bytes_has_a_text(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path, {**TINY_LLAMA, "vocab_size": 4096, "num_hidden_layers": 1})
     file = tmp_path / "tokenizer.json"

@@ -14,6 +14,7 @@ from samples import Sample
 from llmserve.bench.host import Bystanders
 
 
+@pytest.mark.slow
 def test_a_run_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "result.json"
     monkeypatch.setattr(peers, "peer_installed", lambda: False)

@@ -18,13 +18,13 @@ from llmserve import LLM, artifact
 from llmserve.compile import calibrate, calibration_data, judging, quality
 from llmserve.compile.build import Build
 from llmserve.errors import CheckpointError, ConfigError, UnsupportedError
-from llmserve.models.base import families
 from llmserve.quant import awq
 from llmserve.weights.container import SafetensorsWriter, TensorSpec
 from llmserve.weights.load import PARAMS_FILE
 from llmserve.weights.read import SINGLE, Checkpoint
 
 from ..oracle import Oracle
+from ..representatives import by_registry
 
 Make = Callable[[str], Path]
 
@@ -33,7 +33,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tokens: int = 2048) -> None:
     monkeypatch.setattr(calibration_data, "TOKENS", tokens)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", by_registry())
 def test_layers_by_themselves_are_the_model(family: str, checkpoint: Make) -> None:
     """What comes before the first layer, layer after layer, the last norm, the head and what follows it give the logits
     of the engine, which runs the same kernels on the same float32 weights and pages, in sequences longer than windows;
@@ -123,6 +123,7 @@ def start(directory: Path, cache: Path, stop_at: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_goes_on_where_it_stopped(checkpoint: Make, tmp_path: Path) -> None:
     """Killed at the second layer; then what had landed is not made again, and the result is the same to the bit."""
     directory = checkpoint("qwen3")

@@ -19,6 +19,8 @@ from llmserve.errors import ConfigError, UnsupportedError
 from llmserve.models import rope
 from llmserve.models.base import read_family
 
+from ..skips import package
+
 SMALL = {"num_hidden_layers": 5, "vocab_size": 1024, "pad_token_id": 0, "bos_token_id": 1}
 PUBLISHED: dict[str, dict[str, Any]] = {
     name: {**row, **SMALL} for name, row in json.loads(Path(__file__).with_name("published.json").read_text()).items()
@@ -66,8 +68,8 @@ OTHERS = {
 @pytest.mark.parametrize("name", [*PUBLISHED, *BARE, *OTHERS])
 def test_configs_are_read_as_the_reference_reads_them(name):
     """Every tensor's name and shape, each layer's window and rotary table, the scalars."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "torch as a reference")
+    transformers = package("transformers", "transformers as a reference")
     row = {**PUBLISHED, **BARE, **OTHERS}[name]
     found, ours = read_family(row)
     theirs = transformers.AutoConfig.for_model(**row)

@@ -19,6 +19,8 @@ from llmserve.models import rope
 from llmserve.models.base import family, read_family
 from llmserve.models.config import ACTIVATIONS
 
+from ..skips import package
+
 
 def raw(kind: str, hidden: int, inner: int, heads: int, kv: int | None, **keys: Any) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 2, "vocab_size": 1024}
@@ -244,8 +246,8 @@ del BARE["bare falcon"]["intermediate_size"]
 @pytest.mark.parametrize("name", [*PUBLISHED, *BARE])
 def test_configs_are_read_as_the_reference_reads_them(name):
     """Every tensor's name and shape, the rotary table, the scalars."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "torch as a reference")
+    transformers = package("transformers", "transformers as a reference")
     row = {**PUBLISHED, **BARE}[name]
     _, ours = read_family(row)
     theirs = transformers.AutoConfig.for_model(**row)
@@ -333,8 +335,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_other_layouts_equal_transformers(name, tmp_path):
     """What test_families.py does for TINY, to the same bound; the buffers that old checkpoints hold are left unread."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "torch as a reference")
+    transformers = package("transformers", "transformers as a reference")
     from safetensors.numpy import load_file, save_file
 
     kind, change, renamed = LAYOUTS[name]

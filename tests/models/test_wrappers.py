@@ -12,6 +12,8 @@ from llmserve import LLM
 from llmserve.compile.random_checkpoint import write_random_checkpoint
 from llmserve.models.base import family, read_family
 
+from ..skips import package
+
 EYES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
 GEMMA = {
     "model_type": "gemma3",
@@ -35,8 +37,8 @@ def old(name: str) -> str:
 )
 def test_the_text_part_is_found_and_equals_transformers(wrapper, text, spelled, tmp_path):
     """The reference draws the vision part that the file lacks; ours finds tensors of one, and leaves them unread."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = package("torch", "torch as a reference")
+    transformers = package("transformers", "transformers as a reference")
     path = write_random_checkpoint(tmp_path, dict(family(text).tiny), dtype="float32")
     own = json.loads((path / "config.json").read_text())
     raw = {**wrapper, "text_config": own, "tie_word_embeddings": own["tie_word_embeddings"]}

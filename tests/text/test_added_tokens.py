@@ -12,6 +12,7 @@ import tokenizers
 from llmserve.errors import CheckpointError
 from llmserve.text.tokenizer import Tokenizer
 
+from ..skips import package
 from . import samples
 
 SAMPLE = samples.byte_level()
@@ -58,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.reference
 @pytest.mark.parametrize("case", CASES)
 def test_as_transformers_takes_them(tmp_path: Path, case: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers", "transformers as a reference")
     files = {"tokenizer_config": {}} | CASES[case]
     files["tokenizer_config"] = {"tokenizer_class": "PreTrainedTokenizerFast"} | files["tokenizer_config"]
     path = samples.save(tmp_path, samples.byte_level(), **files)

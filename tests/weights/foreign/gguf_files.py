@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[test])")
+from ...skips import package
+
+gguf = package("gguf", "GGUF files by other readers")
 
 
 def write(

@@ -16,11 +16,12 @@ from llmserve.errors import CheckpointError
 from llmserve.quant.group import INT4
 from llmserve.weights.foreign.gguf import ARCHITECTURES, GGUF
 
+from ...skips import package
 from .gguf_files import write
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install llmserve[test])")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install llmserve[test])")
-torch = pytest.importorskip("torch", reason="torch is not installed (pip install llmserve[test])")
+gguf = package("gguf", "GGUF files by other readers")
+transformers = package("transformers", "GGUF files by other readers")
+torch = package("torch", "GGUF files by other readers")
 pytestmark = pytest.mark.reference
 
 Type = gguf.GGMLQuantizationType

@@ -20,6 +20,8 @@ from llmserve.text.tokenizer import Tokenizer
 from llmserve.weights.foreign.gguf.pre import PRE
 from llmserve.weights.foreign.gguf.tokenizer import tokenizer_files
 
+from ...skips import package
+
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
 PIECES = ["<unk>", "<s>", "</s>", *BYTES, "▁", *"abcdelho wrt", "he", "ll", "llo", "hello", "▁he", "▁hello", "wo", "or"]
 PIECES += ["ld", "wor", "▁w", "▁wor", "ed", "ab", "bc", "abc", "cab", "lo", "el", "tt"]
@@ -207,7 +209,7 @@ def test_falcon_cuts_numbers_after_bytes_became_letters() -> None:
 def test_all_names_can_be_built_and_equal_the_references_where_it_has_them() -> None:
     for name in PRE:
         backend(byte_level(pre=name))
-    reference = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    reference = package("transformers.integrations.gguf.gguf_tokenizer_mapping", "GGUF files by other readers")
     for name, pattern in reference.GGUF_PRE_TOKENIZER_SPLITS.items():
         assert PRE[name].steps[0]["pattern"] == {"Regex": pattern}, name
     assert len(PRE) >= 80
