@@ -12,6 +12,7 @@ import pytest
 from .skips import pytest_terminal_summary  # noqa: F401  # a hook
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share compiled models run in one process: those of a family, or else those of a file. Slow ones are
     left to `make test-all`."""
