@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, so that nothing a user has cached is used or touched, compiled models
+"""Fixtures and hooks of all tests: a cache of their own, so that nothing a user has cached is used or touched, compiled models
 that several tests take from it, and a line at the end that says what was not tested."""
 
 from __future__ import annotations

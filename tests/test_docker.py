@@ -1,4 +1,4 @@
-"""What can be held of the containers without Docker: that the files name each other, and what the image promises."""
+"""The containers, as far as they can be tested without Docker: the files name each other, and the image keeps its promises."""
 
 from __future__ import annotations
 

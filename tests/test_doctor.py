@@ -1,4 +1,4 @@
-"""What doctor makes of findings, and that trials of devices end in a verdict whatever happens."""
+"""Doctor's conclusions from what was found, and trials of devices, which end in a verdict whatever happens."""
 
 from __future__ import annotations
 

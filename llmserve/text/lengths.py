@@ -1,4 +1,4 @@
-"""How many tokens a text comes to at least, told from its bytes: a text that is far too long is never tokenized.
+"""A lower bound on a text's number of tokens, from its bytes: a text that is far too long is never tokenized.
 
 Tokenizing takes a second and a hundred megabytes for each megabyte, and cannot be interrupted. A token stands for at
 most so many bytes of the text that it was made of: its own, or more where a step before makes text shorter.

@@ -1,4 +1,4 @@
-"""What breaks the OpenAI library, tested with the library itself at the other end of a socket."""
+"""Answers that would break the OpenAI library, tested with the library itself at the other end of a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator sets and sees: keys, TLS, logs, metrics, and how a server ends (by a signal)."""
+"""The operator's settings and view: keys, TLS, logs, metrics, and how a server ends (by a signal)."""
 
 from __future__ import annotations
 

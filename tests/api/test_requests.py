@@ -1,4 +1,4 @@
-"""What a request may say, what is refused, and in which words."""
+"""Requests: the fields that are accepted, those that are refused, and the words of each refusal."""
 
 from __future__ import annotations
 

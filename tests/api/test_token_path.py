@@ -1,4 +1,4 @@
-"""What lies on each token's way out: chunks made in advance, the tally of gaps, and the watch over sends."""
+"""The path of each token to its client: chunks made in advance, the tally of gaps, and the watch over sends."""
 
 from __future__ import annotations
 

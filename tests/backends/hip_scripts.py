@@ -1,4 +1,4 @@
-"""What tests of the rocm plugin run in processes of their own, where the only libamdhip64 is the fake one.
+"""Scripts that tests of the rocm plugin run in processes of their own, where the only libamdhip64 is the fake one.
 
     python -m tests.backends.hip_scripts NAME
 

@@ -1,4 +1,4 @@
-"""What the host adds to a step: the parts of it, and which steps count."""
+"""Host work of a step: its parts, and the steps that count."""
 
 from __future__ import annotations
 

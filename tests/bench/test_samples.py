@@ -1,4 +1,4 @@
-"""Which samples count, in what order they are taken, and what is waited for. With a machine that tests make up."""
+"""Samples of a benchmark: those that count, their order, and the waits before them. With a machine that tests make up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the comparison's table says: ratios the right way round, bars, and what stands where there is no figure."""
+"""The comparison's table: ratios the right way round, bars, and what stands where there is no figure."""
 
 from __future__ import annotations
 

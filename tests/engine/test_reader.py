@@ -1,4 +1,4 @@
-"""What a reader gets, when, and in which order, on a loop without an engine."""
+"""A reader's outputs: their content, time and order, on a loop without an engine."""
 
 from __future__ import annotations
 

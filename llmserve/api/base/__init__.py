@@ -1,1 +1,1 @@
-"""What endpoints share: state, generation, conversations, grammars, tools, request bodies and answer shapes."""
+"""Parts that endpoints share: state, generation, conversations, grammars, tools, request bodies and answer shapes."""

@@ -1,4 +1,4 @@
-"""What a body of /v1/responses comes to as a chat, and what is refused. No server here."""
+"""Bodies of /v1/responses: the chats that they become, and those that are refused. No server here."""
 
 from __future__ import annotations
 

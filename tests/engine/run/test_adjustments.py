@@ -1,4 +1,4 @@
-"""What is kept up with token by token against what is computed anew from all tokens."""
+"""Logit adjustments that are updated token by token, against those computed anew from all tokens."""
 
 from __future__ import annotations
 
