@@ -40,11 +40,11 @@ serve: $(RUNTIME)
 	$(BIN)/python -m llmserve serve $(if $(MODEL),"$(MODEL)") $(if $(QUANT),--quant "$(QUANT)") $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadgroup)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
 
 # With what `make test` leaves out for time.
 test-all: $(TEST)
-	LLMSERVE_TEST_ALL=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadgroup)
+	LLMSERVE_TEST_ALL=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
 
 real: $(TEST)
 	$(BIN)/python -m tests.real $(ARGS)

@@ -1,5 +1,5 @@
-"""Fixtures and hooks of all tests: a cache of their own, so that nothing a user has cached is used or touched, compiled models
-that several tests take from it, and a line at the end that says what was not tested."""
+"""Fixtures and hooks of all tests: a cache of their own, so that nothing a user has cached is used or touched, compiled
+models that several tests take from it, and a line at the end that says what was not tested."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from .skips import pytest_terminal_summary  # noqa: F401  # a hook
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share compiled models run in one process: those of a family, or else those of a file. Slow ones are
-    left to `make test-all`."""
+    """Slow tests are left to `make test-all`."""
     for item in items:
         if item.get_closest_marker("slow") and "LLMSERVE_TEST_ALL" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="slow tests: for time (make test-all)"))
-        family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
-        item.add_marker(pytest.mark.xdist_group(f"family {family}" if isinstance(family, str) else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

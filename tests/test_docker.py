@@ -1,4 +1,4 @@
-"""The containers, as far as they can be tested without Docker: the files name each other, and the image keeps its promises."""
+"""Containers, as far as tests need no Docker: the files name each other, and the image keeps its promises."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .scheduler_config import SchedulerConfig
 from .sequence import Request, Sequence, Status
 
 Sampled = SampledToken | Pooled | Scored | EngineError
-"""The executor's report on a sequence: its token, or something else, or why there is none (only the sequence ends)."""
+"""The executor's report on a sequence: its token, its pooled or scored result, or an error, which ends the sequence alone."""
 
 
 class ScheduledSequence(NamedTuple):
