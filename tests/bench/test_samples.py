@@ -1,4 +1,4 @@
-"""Samples of a benchmark: those that count, their order, and the waits before them, on an imitated machine."""
+"""Samples of a benchmark: those that count, their order and the waits between, on an imitated machine."""
 
 from __future__ import annotations
 
