@@ -18,7 +18,7 @@ from .scheduler_config import SchedulerConfig
 from .sequence import Request, Sequence, Status
 
 Sampled = SampledToken | Pooled | Scored | EngineError
-"""The executor's report on a sequence: its token, its pooled or scored result, or an error, which ends the sequence alone."""
+"""The executor's report on a sequence: a token, a pooled or scored result, or an error, which ends it alone."""
 
 
 class ScheduledSequence(NamedTuple):
