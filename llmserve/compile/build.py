@@ -337,8 +337,8 @@ class Build:
     def run(self, max_model_len: int | None = None) -> CompiledModel:
         """All three steps. `max_model_len` None is the natural context, or DEFAULT_CONTEXT if that is longer."""
         longest = self.config.max_position_embeddings
-        fixed = all(rope.kind != "dynamic" for rope in self.config.rope)
-        if max_model_len is not None and max_model_len > longest and fixed:
+        stretches = any(rope.stretches for rope in self.config.rope)
+        if max_model_len is not None and max_model_len > longest and not stretches:
             raise UnsupportedError(
                 f"{self.name} has positions for {longest} tokens; max_model_len {max_model_len} is more."
             )

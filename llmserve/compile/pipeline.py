@@ -43,19 +43,16 @@ def build_context() -> tvm.transform.PassContext:
 
 def has_plain_operators(module: tvm.IRModule) -> bool:
     """Whether a family computes anything by itself, beside calls of kernels."""
-    found = []
+    found: set[str] = set()
 
     def look(expr: Any) -> None:
-        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name not in _CALLS:
-            found.append(expr.op.name)
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+            found.add(expr.op.name)
 
     for function in module.functions.values():
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, look)
-    return bool(found)
-
-
-_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
+    return not found <= {"relax.call_tir", "relax.call_tir_inplace"}
 
 
 def plain_operators(on_cpu: bool) -> tvm.transform.Pass:
@@ -71,7 +68,7 @@ def plain_operators(on_cpu: bool) -> tvm.transform.Pass:
 
 
 def rows_in_parallel() -> tvm.transform.Pass:
-    """The default schedule on CPUs: rows by threads, the columns of elementwise work in vectors."""
+    """The default schedule on CPUs: rows by threads; vectors within a row are LLVM's to make."""
 
     @tvm.transform.module_pass(opt_level=0, name="RowsInParallel")
     def apply(module: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:

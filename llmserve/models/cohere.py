@@ -57,10 +57,7 @@ class CohereAttention(Attention):
             self.k_norm = PairedHeadNorm(dim, eps, (config.num_kv_heads, dim))
 
     def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
-        if not self.head_norms:
-            return qkv
-        q, k, v = self.split(qkv)
-        return op.concat([self.q_norm(q), self.k_norm(k), v], 1)
+        return self.with_norms(qkv, self.q_norm, self.k_norm) if self.head_norms else qkv
 
 
 class CohereLayer(ParallelLayer):

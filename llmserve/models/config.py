@@ -142,6 +142,11 @@ class RopeConfig:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     dim: int = 0
 
+    @property
+    def stretches(self) -> bool:
+        """Whether the table is made for whatever length is served, beyond the model's own positions too."""
+        return self.kind == "dynamic" and "alpha" not in self.parameters
+
     @classmethod
     def read(
         cls,
@@ -310,22 +315,18 @@ def head_dimension(keys: ConfigKeys) -> int:
     return keys.integer("head_dim", hidden // heads)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises CheckpointError when it is missing, too deep or no object."""
+def read_config(directory: Path) -> dict[str, Any]:
+    """A checkpoint's config.json as a dict. Raises CheckpointError when it is missing, too deep or no JSON object."""
+    path = directory / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}: {what}.") from None
+        raise CheckpointError(f"{directory} has no config.json: it is not a Hugging Face checkpoint.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(raw).__name__}.")
     return raw
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """A checkpoint's config.json as a dict. Raises CheckpointError when it is missing or not JSON."""
-    return read_json(directory / "config.json", "it is not a Hugging Face checkpoint")
 
 
 def layer_types(keys: ConfigKeys, full: Callable[[int], bool]) -> list[bool]:

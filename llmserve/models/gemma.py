@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..weights.mapping import Add
 from .base import CausalLM
 from .config import ConfigKeys, DecoderConfig
@@ -13,20 +15,22 @@ NORMS_PLUS_ONE = Add("*norm.weight", 1.0)
 
 def gemma_keys(keys: ConfigKeys) -> ConfigKeys:
     """With the defaults of this line of families."""
-    keys.expect("use_bidirectional_attention", False)
     return keys.filled(head_dim=256, tie_word_embeddings=True)
 
 
+def read_gemma(keys: ConfigKeys, **family: Any) -> DecoderConfig:
+    """The keys that this line of families shares; `family` sets what a family fixes or reads itself."""
+    keys.expect("use_bidirectional_attention", False)
+    keys.expect("hidden_activation", "gelu_pytorch_tanh")
+    bias, scale = keys.flag("attention_bias", False), keys.integer("hidden_size") ** 0.5
+    shared = {"activation": "gelu_tanh", "embedding_scale": scale, "qkv_bias": bias, "o_bias": bias}
+    return DecoderConfig.read(keys, **shared, **family)
+
+
 def Config(keys: ConfigKeys) -> DecoderConfig:
-    keys = gemma_keys(keys)
     # "gelu" in config.json means the approximation by tanh, which the models were trained with.
     keys.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
-    keys.expect("hidden_activation", "gelu_pytorch_tanh")
-    bias = keys.flag("attention_bias", False)
-    scale = keys.integer("hidden_size") ** 0.5
-    return DecoderConfig.read(
-        keys, family="gemma", activation="gelu_tanh", embedding_scale=scale, qkv_bias=bias, o_bias=bias
-    )
+    return read_gemma(gemma_keys(keys), family="gemma")
 
 
 Model = CausalLM

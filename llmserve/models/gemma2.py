@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .base import CausalLM
 from .config import ConfigKeys, DecoderConfig, sliding_layers
-from .gemma import NORMS_PLUS_ONE, gemma_keys
+from .gemma import NORMS_PLUS_ONE, gemma_keys, read_gemma
 from .layers import DecoderLayer
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
@@ -28,19 +28,13 @@ def cap(keys: ConfigKeys, name: str, default: float) -> float:
 
 def Config(keys: ConfigKeys) -> DecoderConfig:
     keys = gemma_keys(keys)
-    keys.expect("hidden_activation", "gelu_pytorch_tanh")
-    bias = keys.flag("attention_bias", False)
-    return DecoderConfig.read(
+    return read_gemma(
         keys,
         family="gemma2",
-        activation="gelu_tanh",
-        embedding_scale=keys.integer("hidden_size") ** 0.5,
         attention_scale=keys.number("query_pre_attn_scalar", 256.0) ** -0.5,
         attention_softcap=cap(keys, "attn_logit_softcapping", 50.0),
         logit_softcap=cap(keys, "final_logit_softcapping", 30.0),
         layers=sliding_layers(keys.filled(sliding_window=4096), lambda layer: layer % 2 == 1),
-        qkv_bias=bias,
-        o_bias=bias,
     )
 
 

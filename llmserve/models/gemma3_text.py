@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .base import CausalLM
 from .config import ConfigKeys, DecoderConfig, RopeConfig, head_dimension, sliding_layers
-from .gemma import NORMS_PLUS_ONE, gemma_keys
+from .gemma import NORMS_PLUS_ONE, gemma_keys, read_gemma
 from .gemma2 import SandwichLayer, cap
 from .llama import QKV_AND_GATE_UP
 from .llama import TINY as LLAMA_TINY
@@ -20,25 +20,19 @@ def Config(keys: ConfigKeys) -> DecoderConfig:
         sliding_window=4096,
         sliding_window_pattern=6,
     )
-    keys.expect("hidden_activation", "gelu_pytorch_tanh")
-    bias, pattern = keys.flag("attention_bias", False), keys.integer("sliding_window_pattern")
-    dim = head_dimension(keys)
+    pattern, dim = keys.integer("sliding_window_pattern"), head_dimension(keys)
     full = RopeConfig.read(keys, dim, "full_attention", theta=1e6)
     local = RopeConfig(keys.number("rope_local_base_freq", 1e4))
     if isinstance(keys.table("rope_parameters").get("sliding_attention"), dict):
         local = RopeConfig.read(ConfigKeys({"rope_parameters": keys.raw["rope_parameters"]}), dim, "sliding_attention")
-    return DecoderConfig.read(
+    return read_gemma(
         keys,
         family="gemma3_text",
-        activation="gelu_tanh",
-        embedding_scale=keys.integer("hidden_size") ** 0.5,
         attention_scale=keys.number("query_pre_attn_scalar", 256.0) ** -0.5,
         logit_softcap=cap(keys, "final_logit_softcapping", 0.0),
         layers=sliding_layers(keys, lambda layer: (layer + 1) % pattern == 0, ropes=(0, 1)),
         rope=(full, local),
         qk_norm=True,
-        qkv_bias=bias,
-        o_bias=bias,
     )
 
 

@@ -84,6 +84,11 @@ class Attention(nn.Module):
         first, second, third = op.split(qkv, [q, q + kv], axis=1)
         return first, second, third
 
+    def with_norms(self, qkv: Tensor, q_norm: nn.Module, k_norm: nn.Module) -> Tensor:
+        """qkv with norms over its queries and over its keys that no kernel computes; for `prepare`."""
+        q, k, v = self.split(qkv)
+        return op.concat([q_norm(q), k_norm(k), v], dim=1)
+
     def _head_order(self, config: DecoderConfig) -> Order | None:
         """Of one head's elements, if it is not the checkpoint's."""
         dims = {rope.dim or config.head_dim for rope in config.rope}

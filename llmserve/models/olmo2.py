@@ -4,7 +4,7 @@ all keys of a token."""
 from __future__ import annotations
 
 import numpy as np
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from ..kernels.base import Batch
 from .base import CausalLM
@@ -30,8 +30,7 @@ class WideNormAttention(Attention):
         return (np.arange(0, width, self.shape.head_dim)[:, None] + self.head_order).reshape(-1)
 
     def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
-        q, k, v = self.split(qkv)
-        return op.concat([self.q_norm(q), self.k_norm(k), v], dim=1)
+        return self.with_norms(qkv, self.q_norm, self.k_norm)
 
 
 class PostNormLayer(DecoderLayer):

@@ -3,7 +3,7 @@ everywhere, the first half of each head rotated."""
 
 from __future__ import annotations
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from ..kernels.base import Batch
 from ..weights.mapping import Fuse
@@ -43,10 +43,7 @@ class PhiAttention(Attention):
             self.k_layernorm = HeadNorm(dim, eps, (dim,), self.head_order, bias=True)
 
     def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
-        if not self.head_norms:
-            return qkv
-        q, k, v = self.split(qkv)
-        return op.concat([self.q_layernorm(q), self.k_layernorm(k), v], 1)
+        return self.with_norms(qkv, self.q_layernorm, self.k_layernorm) if self.head_norms else qkv
 
 
 class PhiLayer(ParallelLayer):

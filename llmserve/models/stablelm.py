@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from ..kernels.base import Batch
 from ..weights.mapping import Fuse
@@ -50,10 +50,7 @@ class StablelmAttention(Attention):
         return HeadNorm(dim, config.norm_eps, (heads * dim,), order)
 
     def prepare(self, qkv: Tensor, batch: Batch) -> Tensor:
-        if not self.head_norms:
-            return qkv
-        q, k, v = self.split(qkv)
-        return op.concat([self.q_layernorm(q), self.k_layernorm(k), v], 1)
+        return self.with_norms(qkv, self.q_layernorm, self.k_layernorm) if self.head_norms else qkv
 
 
 class StablelmLayer(DecoderLayer):

@@ -84,6 +84,9 @@ def test_dynamic_is_stretched_for_the_length_that_is_served():
     theta = 50000.0 * 3 ** (config.head_dim / (config.head_dim - 2))
     np.testing.assert_allclose(long[-1], theta ** (-(config.head_dim - 2) / config.head_dim), rtol=1e-5)
     assert long[-1] < short[-1]
+    assert config.rope[0].stretches
+    _, fixed = read_family(new_spelling({"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0}))
+    assert not fixed.rope[0].stretches
 
 
 @pytest.mark.parametrize(
