@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_families.py")
     for item in items:
         if item.get_closest_marker("slow") and "LLMSERVE_TEST_ALL" not in os.environ:
-            item.add_marker(pytest.mark.skip(reason="slow tests: for time (make test-all)"))
+            item.add_marker(pytest.mark.skip(reason="what is slow: for time (make test-all)"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ import pytest
 
 TEST_EXTRA = "pip install 'llmserve[test]'"
 # Packages are written in lower case, or quoted.
-_COMMAND = re.compile(r"\b(?:(?:apt|dnf|zypper|brew|pip) install|pacman -S)(?: [a-z0-9'][\w'\[\]+-]*)+|\bmake [a-z]+")
+_COMMAND = re.compile(r"\b(?:(?:apt|dnf|zypper|brew|pip) install|pacman -S)(?: [a-z0-9'][\w'\[\]+-]*)+|\bmake [a-z-]+")
 
 _NO_COMMAND = "no package would change that"
 
